@@ -186,6 +186,30 @@ def test_shares_and_quantiles_are_given_on_the_command_line(
     assert "--keep half: write a share as 50% or 0.5" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--confidence", "0.9"], "--confidence and --partly-is-right change nothing without"),
+        (["--partly-is-right"], "--confidence and --partly-is-right change nothing without"),
+        (["--keep", "40%", "--without", "leaks"], "--itm-of and --without change nothing"),
+        (["--quantiles", "0.4", "--itm-of", "web=0.1"], "--itm-of and --without change nothing"),
+    ],
+)
+def test_flags_that_change_nothing_are_refused(
+    scored: PairTable, words: list[str], told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["capfilt", "select", scored.uri, *words]) == 2
+    assert told in capsys.readouterr().err
+
+
+def test_reasons_are_given_at_thresholds_beside_shares(
+    scored: PairTable, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--keep", "40%", "--thresholds", "0.5", "--itm-of", "web=0.1"]
+    assert main(["capfilt", "select", scored.uri, *words]) == 0
+    assert "training texts that do not count:" in capsys.readouterr().out
+
+
 def test_scores_that_no_threshold_separates_are_told(
     scored: PairTable, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from openblip.comparison.graph import StageGraph
 from openblip.comparison.run import read_comparison
 from openblip.comparison.spec import read_spec
 from openblip.runtime.errors import RecipeError
@@ -35,6 +36,31 @@ WRONG = {
     "place": ("train.steps: 2", "data.table: pairs", "data.table is not set here, but by `data`"),
     "wrong type": ("train.steps: 2", "train.steps: two", "train.steps is 'two'"),
     "task setting": ("{k: 4}", "{top: 4}", "tasks.retrieval.settings.top is unknown"),
+    "more texts than beams": (
+        "filter: filter,",
+        "filter: filter, num_captions: 4,",
+        "num_captions 4: beam search with decoding.num_beams 3 finds no more than 3 texts",
+    ),
+    "more texts than one": (
+        "decoding: {max_length: 10}",
+        "decoding: {method: greedy, max_length: 10}, num_captions: 2",
+        "num_captions 2: decoding.method greedy finds one text for an image; give decoding.method",
+    ),
+    "setting of a loss that is not there": (
+        "train.steps: 2",
+        "train.steps: 2\n      objectives: {losses: [lm], queue_size: 16}",
+        "models.noise.settings: objectives.queue_size is 16, which changes nothing with",
+    ),
+    "setting without what it belongs to": (
+        "train.steps: 2",
+        "train.steps: 2\n      train.validation_batches: 4",
+        "train.validation_batches is 4, which changes nothing without data.validation_split",
+    ),
+    "score that decides nothing": (
+        "synthetic], itm: 0.0",
+        "synthetic], score: right",
+        "data.view.score is right, which changes nothing without a threshold",
+    ),
     "refused view": ("itm: 0.0", "itm: 7", "itm must be a probability from 0 to 1"),
     "refused world": ("web_rows: 16", "web_rows: -1", "web_rows must be >= 0"),
     "two beginnings": ("recipe: world\n", "recipe: world\n    like: both\n", "give one of"),
@@ -103,9 +129,19 @@ def test_what_is_no_yaml_says_where(tmp_path: Path) -> None:
         read_spec(tmp_path / "nothing.yaml")
 
 
+def test_a_model_like_another_may_leave_out_losses_that_have_settings(tmp_path: Path) -> None:
+    fewer = 'like: noise, settings: {objectives.losses: [lm], "model.heads": [lm]}'
+    text = TINY.replace("like: noise, trained_as: clip", fewer)
+    text = text.replace("train.steps: 2", "train.steps: 2\n      objectives.queue_size: 16")
+    recipe = StageGraph(read_spec(written(tmp_path, text))[0]).recipe("clip")
+    assert (recipe.objectives.losses, recipe.objectives.queue_size) == (("lm",), 16)
+
+
 @pytest.mark.parametrize("path", sorted((ROOT / "benchmarks").glob("*.yaml")), ids=lambda p: p.name)
 def test_the_files_of_the_project_are_right(path: Path, tmp_path: Path) -> None:
     spec, _ = read_spec(path)
     assert spec.claims
+    for name, model in spec.models.items():
+        assert model.is_given or StageGraph(spec).recipe(name)
     if path.name == "ablations.yaml":
         assert read_comparison(path, tmp_path / "out").stages

@@ -13,7 +13,7 @@ from PIL import Image
 from pyarrow import parquet
 
 from openblip.cli import main
-from openblip.runtime.errors import DataError, OpenBlipError, OpenBlipWarning
+from openblip.runtime.errors import DataError, OpenBlipError, OpenBlipWarning, RecipeError
 from openblip.sources import import_pairs
 from openblip.sources.export import FORMATS, WRITERS, ExportReport, export_pairs
 from openblip.sources.export_formats import write_jsonl
@@ -454,3 +454,16 @@ def test_a_source_that_contributes_nothing_is_warned_of(
     view = CaptionView(sources=("human", "web"), itm=1.0)
     with pytest.warns(OpenBlipWarning, match=r"none of \d web texts counts at itm=1\.0 "):
         export_pairs(bootstrapped, tmp_path / "out", "jsonl", view, show_progress=False)
+
+
+def test_a_score_or_a_threshold_that_changes_nothing_is_refused(
+    bootstrapped: PairTable, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["data", "export", bootstrapped.uri, str(tmp_path / "out"), "--format", "jsonl"]
+    assert main([*words, "--score", "itc"]) == 1
+    assert "score is itc, which changes nothing without a threshold" in capsys.readouterr().err
+    view = CaptionView(sources=("human",), itm=0.5)
+    with pytest.raises(RecipeError, match=r"^itm is 0\.5.* sources human.*add web or synthetic"):
+        export_pairs(bootstrapped, tmp_path / "out", "jsonl", view, show_progress=False)
+    assert not (tmp_path / "out").exists()
+    assert main([*words, "--itm", "0.5"]) == 0

@@ -14,9 +14,11 @@ from openblip.table.scores import (
     flat_scores,
     join_scores,
     scores_of,
+    scores_without_effect,
     threshold_above,
 )
 from openblip.table.table import PairRow, PairTable
+from openblip.table.views import CaptionView
 
 LISTS = pa.list_(pa.float32())
 
@@ -137,3 +139,18 @@ def test_another_score_may_be_any_number_and_stand_with_given_texts_alone(tmp_pa
     )
     with pytest.raises(DataError, match="score_right nan, which is no number"):
         flat_scores(bad, "web", 0, "t", "right")
+
+
+def test_a_view_says_which_of_its_fields_wait_for_scores_that_decide_nothing() -> None:
+    for decided in (
+        CaptionView(itm=0.5, score="right"),
+        CaptionView(itm_of=("web=0.5",), score="right"),
+        CaptionView(weights="calibrated", score="right"),
+        CaptionView(sources=("reviewed", "synthetic"), itm=0.5),
+    ):
+        assert scores_without_effect(decided) == ((), "")
+    names, why = scores_without_effect(CaptionView(score="right"))
+    assert (names, why.partition(":")[0]) == (("score",), "without a threshold")
+    names, why = scores_without_effect(CaptionView(sources=("human", "reviewed"), itm=0.5))
+    assert {"itm", "itm_of", "score", "weights"} <= set(names)
+    assert why.endswith("add web or synthetic")

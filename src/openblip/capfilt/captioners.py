@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from openblip.capfilt.job import CapFiltJob, CapFiltSettings
     from openblip.inference.captions import Prompt
+    from openblip.inference.decoding import Decoding
 
 Kind = Literal["ours", "hf", "openai", "texts"]
 _PREFIXES: dict[str, Kind] = {"hf": "hf", "openai": "openai", "texts": "texts"}
@@ -204,26 +205,37 @@ def check_captioners(settings: "CapFiltSettings") -> None:
             f"--captioner {served[0]}: a server of chat completions has no beam search; give "
             "--method nucleus or greedy"
         )
-    _check_count(settings)
+    check_count(settings.decoding, settings.num_captions)
 
 
-def _check_count(settings: "CapFiltSettings") -> None:
-    """Nothing, if the method finds as many texts as are asked for.
+def check_count(
+    decoding: "Decoding",
+    count: int,
+    names: tuple[str, str, str] = ("--num-captions", "--method", "--num-beams"),
+) -> None:
+    """Nothing, if the method finds as many texts for an image as are asked for.
 
     Here, and not by each captioner: models of others and servers would write the same text again,
     or fewer, or fail when the job has long begun.
+
+    Args:
+        decoding: the method.
+        count: texts for an image.
+        names: of count, method and beams where they are given.
+
+    Raises:
+        RecipeError: it finds fewer; names the settings.
     """
-    decoding, count = settings.decoding, settings.num_captions
+    own, method, beams = names
     if decoding.method == "greedy" and count > 1:
         raise RecipeError(
-            f"--num-captions {count}: --method greedy finds one text for an image; give --method "
-            "nucleus, or beam for captioners that are no servers"
+            f"{own} {count}: {method} greedy finds one text for an image; give {method} nucleus, "
+            "or beam for captioners that are no servers"
         )
     if decoding.method == "beam" and count > decoding.num_beams:
         raise RecipeError(
-            f"--num-captions {count}: beam search with --num-beams {decoding.num_beams} finds no "
-            f"more than {decoding.num_beams} texts for an image; give --num-beams {count}, or "
-            "--method nucleus"
+            f"{own} {count}: beam search with {beams} {decoding.num_beams} finds no more than "
+            f"{decoding.num_beams} texts for an image; give {beams} {count}, or {method} nucleus"
         )
 
 

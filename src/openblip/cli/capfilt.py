@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from openblip.table.table import PairTable
 
 _HERE = WorkerFlags()
+_CONFIDENCE = 0.95
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -317,7 +318,7 @@ def select(
     itm_of: tuple[str, ...] = (),
     without: tuple[WithoutName, ...] = (),
     precision: Share | None = None,
-    confidence: Share = 0.95,
+    confidence: Share = _CONFIDENCE,
     partly_is_right: bool = False,
     json: bool = False,
 ) -> int:
@@ -339,8 +340,7 @@ def select(
         quantiles: the same by what they reject: 0.25 is the threshold that keeps 75%.
         itm_of: for the reasons: thresholds by source or data set, such as synthetic=0.3.
         without: for the reasons: leave out what `data duplicates` and `leakage` have flagged.
-        precision: the threshold above which at least this share is right, as the verdicts of people
-            show (`openblip capfilt review`).
+        precision: the threshold above which at least this share is right, by people's verdicts.
         confidence: with --precision: how certain that is to be.
         partly_is_right: with --precision: a text with a wrong detail counts as right.
         json: print JSON.
@@ -368,6 +368,7 @@ def select(
     if not thresholds and not shares:
         thresholds = DEFAULT_THRESHOLDS if score in PROBABILITIES else ()
         shares = [] if thresholds else [1.0 - share for share in DEFAULT_THRESHOLDS]
+    _refuse_ignored(precision, confidence, partly_is_right, not thresholds and (itm_of or without))
     scores = read_scores(opened, score)
     found = cuts(scores, shares)
     rejected = rejections(opened, thresholds, itm_of, without, score)
@@ -386,6 +387,22 @@ def select(
         # The answer comes last, where it is seen: the tables may be longer than a screen.
         _print_certificate(certificate)
     return _uncertified(certificate)
+
+
+def _refuse_ignored(
+    precision: float | None, confidence: float, partly_is_right: bool, of_reasons: object
+) -> None:
+    """That nothing was said of a certificate, or of reasons, where there will be none."""
+    if precision is not None:
+        return
+    if confidence != _CONFIDENCE or partly_is_right:
+        raise UsageError(
+            "--confidence and --partly-is-right change nothing without --precision: give it too"
+        )
+    if of_reasons:
+        raise UsageError(
+            "--itm-of and --without change nothing without a threshold: give --thresholds too"
+        )
 
 
 def _print_certificate(certificate: "Certificate") -> None:

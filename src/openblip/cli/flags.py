@@ -236,9 +236,13 @@ def changed(recipe: "Recipe", words: list[str], prog: str, about: str | None = N
 
     `--train.steps` alone takes the place of the recipe's epochs, `--train.epochs` of its steps, and
     `--init-from` of its fresh weights and their tokenizer, `--init-text` of the tokenizer.
+
+    Raises:
+        RecipeError: the changes contradict the recipe, or one of them changes nothing.
     """
     import tyro
 
+    from openblip.training.ignored import refuse_ignored
     from openblip.training.recipe import Recipe
 
     kind = tyro.conf.AvoidSubcommands[Recipe]
@@ -250,7 +254,9 @@ def changed(recipe: "Recipe", words: list[str], prog: str, about: str | None = N
     if "--init-text" in flags and recipe.init_text is None:
         recipe = replace(recipe, tokenizer=None, init_text="MODEL")
     told = with_examples_apart(about) if about is not None else None
-    return tyro.cli(kind, default=recipe, args=words, prog=prog, description=told)
+    made = tyro.cli(kind, default=recipe, args=words, prog=prog, description=told)
+    refuse_ignored(made, recipe)
+    return made
 
 
 def _counting_as_in(flags: set[str], recipe: "Recipe") -> "Recipe":

@@ -28,6 +28,7 @@ from openblip.sources.paths import matching_paths
 from openblip.table.reviews import verdicts_digest
 from openblip.table.table import PairTable
 from openblip.table.views import CaptionView
+from openblip.training.ignored import refuse_ignored
 from openblip.training.recipe import DataConfig, Recipe
 from openblip.training.recipe_file import (
     FieldError,
@@ -207,6 +208,7 @@ class StageGraph:
             recipe = self._named_recipe(spec.recipe, spec.init, field)
         else:
             raise FieldError(field, f"{field} is there already: it has no recipe to begin with")
+        begun = recipe
         if spec.init is not None and recipe.model is not None:
             # The same training, from weights that are there.
             recipe = replace(recipe, model=None, tokenizer=None, init_from=_INIT)
@@ -220,7 +222,16 @@ class StageGraph:
                     f"{field}.trained_as is for the pre-training of a BLIP from fresh weights",
                 )
             recipe = _TRAINED_AS[spec.trained_as](recipe)
-        return _with_settings(recipe, spec.settings, f"{field}.settings")
+        recipe = _with_settings(recipe, spec.settings, f"{field}.settings")
+        try:
+            # Here, and not when its stage has its turn.
+            refuse_ignored(recipe, begun)
+            refuse_ignored(recipe)
+        except RecipeError as error:
+            is_of_view = spec.view is not None and str(error).startswith("data.view.")
+            place = f"{field}.{'view' if is_of_view else 'settings'}"
+            raise FieldError(place, str(error)) from error
+        return recipe
 
     def _named_recipe(self, name: str, init: str | None, field: str) -> Recipe:
         if Path(name).suffix in (".yaml", ".yml"):

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from openblip.capfilt.captioners import check_count
 from openblip.comparison.protocols import PROTOCOLS, ProtocolName
 from openblip.inference.decoding import Decoding
 from openblip.runtime.documents import read_yaml
@@ -61,6 +62,12 @@ class CapFiltSpec:
     fit: bool = False
     """Whether further scores and their combination `right` are computed as well, as by `openblip
     capfilt scores` and `capfilt fit`."""
+
+    def __post_init__(self) -> None:
+        if self.num_captions < 1:
+            raise RecipeError(f"num_captions is {self.num_captions}; give 1 or more")
+        names = ("num_captions", "decoding.method", "decoding.num_beams")
+        check_count(self.decoding, self.num_captions, names)
 
 
 @dataclass(frozen=True, kw_only=True)

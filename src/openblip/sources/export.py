@@ -12,6 +12,7 @@ from typing import Any
 from openblip.runtime.atomic import check_output, replace_folder
 from openblip.runtime.documents import json_text
 from openblip.runtime.errors import DataError
+from openblip.runtime.ignored import refuse_without_effect
 from openblip.runtime.locks import only_one
 from openblip.runtime.progress import Progress
 from openblip.runtime.threads import default_threads, ordered_map
@@ -35,7 +36,7 @@ from openblip.sources.row_images import encoded_image
 from openblip.table.agreement import AgreedTexts
 from openblip.table.judging import AdmittedText
 from openblip.table.rows import IdSet, read_meta
-from openblip.table.scores import further_columns, further_scores
+from openblip.table.scores import further_columns, further_scores, scores_without_effect
 from openblip.table.table import PairTable
 from openblip.table.views import TOLD_COLUMNS, CaptionView, ViewIndex, split_rows
 
@@ -93,6 +94,7 @@ def export_pairs(
 
     Raises:
         DataError: the destination is taken, an option is wrong, or the view admits no text.
+        RecipeError: the view has a threshold or a score that changes nothing.
         UnwritableError: the files cannot be written.
         OpenBlipError: another process exports into the same place.
     """
@@ -102,6 +104,8 @@ def export_pairs(
         raise DataError(f"shard_size must be at least 1 image. Got {shard_size}.")
     if len(splits) > 1 and format != "huggingface":
         raise DataError(f"the format {format} holds one split: give one, or choose huggingface")
+    names, why = scores_without_effect(view)
+    refuse_without_effect(view, names, why)
     destination = Path(destination)
     _check_free(destination, overwrite)
     check_output(destination, "DESTINATION", is_folder=True)

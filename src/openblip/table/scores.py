@@ -20,6 +20,8 @@ from openblip.table.table import PairTable
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from openblip.table.views import CaptionView
+
 SCORE_COLUMNS = ("captions_itm", "captions_itc", "synthetic_itm", "synthetic_itc")
 TEXT_COLUMNS = {"web": "captions", "synthetic": "synthetic"}
 """Column of the texts of each source that a filter scores."""
@@ -33,6 +35,7 @@ FIT_KEY = "fit"
 """Entry of a table's metadata: what the score `right` was made of."""
 PROBABILITIES = ("itm", RIGHT)
 """Scores that are probabilities, from 0 to 1; another one may be any number."""
+_DECIDING = ("itm", "itm_of", "score", "weights", "weight_temperature", "weight_floor")
 # Of these a table has both kinds of both sources, or is not scored by a model of ours.
 _CHECKED_WHOLE = ("itm",)
 
@@ -313,3 +316,19 @@ def _threshold_below(lowest: float) -> float:
 def _lengths(column: "pa.Array") -> NDArray[np.int64]:
     lengths = column.value_lengths().fill_null(0)
     return np.asarray(lengths.to_numpy(zero_copy_only=False), dtype=np.int64)
+
+
+def scores_without_effect(view: "CaptionView") -> tuple[tuple[str, ...], str]:
+    """Fields of a view that would have scores decide about its texts where none does, and why.
+
+    As `refuse_without_effect` takes them. A view itself may have them: one of human texts is asked
+    for its texts at any threshold, and one without a threshold shows the scores of a filter.
+    """
+    if set(view.sources) <= {"human", "reviewed"}:
+        return _DECIDING, (
+            f"with the sources {', '.join(view.sources)}, whose texts count whatever their scores: "
+            "add web or synthetic"
+        )
+    if view.itm is None and not view.itm_of and not view.needs_scores:
+        return ("score",), "without a threshold: give itm or itm_of (or weights calibrated) too"
+    return (), ""

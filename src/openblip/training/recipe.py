@@ -1,7 +1,7 @@
 """Everything that decides what a run computes."""
 
 import math
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from openblip.batches.augmentation import Augmentation
@@ -9,6 +9,7 @@ from openblip.model import MedConfig
 from openblip.model.config import AlbefConfig, check_rate
 from openblip.objectives.named import TaskNeeds, task_name, task_needs
 from openblip.runtime.errors import RecipeError
+from openblip.runtime.ignored import changed_fields
 from openblip.table.views import CaptionView
 
 ScheduleKind = Literal["step_decay", "epoch_cosine", "warmup_cosine"]
@@ -395,9 +396,9 @@ class Recipe:
         needs, data = self.needs, self.data
         if needs.examples == "pairs":
             return
-        ignored = [f"view.{name}" for name in _changed(data.view) if name != "split"]
+        ignored = [f"view.{name}" for name in changed_fields(data.view) if name != "split"]
         of_captions = ("weight", "scaled_decoding", "given", "given_tokens", "prefix")
-        ignored += [name for name in _changed(data) if name in of_captions]
+        ignored += [name for name in changed_fields(data) if name in of_captions]
         if ignored:
             flags = ", ".join(f"--data.{name.replace('_', '-')}" for name in ignored)
             raise RecipeError(
@@ -444,15 +445,6 @@ class Recipe:
         if not number.isdigit():
             raise RecipeError(f"tokenizer is {self.tokenizer!r}; write train:N with a number N")
         return int(number)
-
-
-def _changed(config: CaptionView | DataConfig) -> list[str]:
-    """Names of the fields that are not at their defaults, among those that have simple ones."""
-    return [
-        own.name
-        for own in fields(config)
-        if own.default is not MISSING and getattr(config, own.name) != own.default
-    ]
 
 
 def _check_weight(name: str, weight: float) -> None:

@@ -1,0 +1,229 @@
+"""Settings of a run that change nothing are refused by name; what a recipe of ours says is not."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from openblip.objectives.settings import AlbefObjectives, FilterObjectives, PretrainObjectives
+from openblip.recipes.baselines import as_albef, as_clip, as_unimodal
+from openblip.recipes.finetune import FINETUNE_RECIPES, nlvr
+from openblip.recipes.pretrain import PRETRAIN_RECIPES, tiny
+from openblip.runtime.errors import RecipeError
+from openblip.table.views import CaptionView
+from openblip.training.ignored import refuse_ignored
+from openblip.training.recipe import LoraConfig, MixedTable, Recipe, StabilityConfig
+from openblip.training.recipe_file import read_recipe, write_recipe
+from openblip.training.run import train
+from openblip.world.demo import WORLD_FINETUNE_RECIPES, WORLD_PRETRAIN_RECIPES
+
+MakeRecipe = Callable[..., Recipe]
+FRESH = PRETRAIN_RECIPES | WORLD_PRETRAIN_RECIPES
+TUNED = FINETUNE_RECIPES | WORLD_FINETUNE_RECIPES
+
+
+def with_part(recipe: Recipe, part: str, **settings: Any) -> Recipe:
+    """The recipe with fields of one part changed, whose name may have a dot."""
+    outer, _, inner = part.partition(".")
+    own = getattr(recipe, outer)
+    if inner:
+        settings = {inner: replace(getattr(own, inner), **settings)}
+    return replace(recipe, **{outer: replace(own, **settings)})
+
+
+@pytest.mark.parametrize("name", FRESH)
+def test_a_recipe_of_ours_says_nothing_that_changes_nothing(name: str) -> None:
+    recipe = FRESH[name]("pairs.lance")
+    refuse_ignored(recipe)
+    if recipe.task == "pretrain":
+        for other in (as_clip, as_albef, as_unimodal):
+            refuse_ignored(other(recipe))
+
+
+@pytest.mark.parametrize("name", TUNED)
+def test_nor_does_one_that_starts_from_a_model(name: str) -> None:
+    refuse_ignored(TUNED[name]("pairs.lance", "model", 64))
+
+
+# Part, setting and value; what gives it an effect; and what the message says is missing.
+ALWAYS = [
+    ("data", {"given_tokens": 8}, {"given": "web"}, "without data.given"),
+    (
+        "data.augmentation",
+        {"magnitude": 7},
+        {"randaugment": True},
+        "without data.augmentation.randaugment",
+    ),
+    (
+        "data.augmentation",
+        {"num_operations": 1},
+        {"randaugment": True},
+        "without data.augmentation.randaugment",
+    ),
+    ("lora", {"alpha": 32.0}, {"rank": 8}, "without lora.rank"),
+    ("lora", {"targets": ("text",)}, {"rank": 8}, "without lora.rank"),
+    ("data.view", {"score": "right"}, {"itm": 0.5}, "without a threshold"),
+    ("data.view", {"score": "right"}, {"itm_of": ("web=0.5",)}, "without a threshold"),
+    ("data.view", {"score": "right"}, {"weights": "calibrated"}, "without a threshold"),
+]
+
+
+@pytest.mark.parametrize(("part", "setting", "remedy", "missing"), ALWAYS)
+def test_a_setting_without_the_one_that_it_belongs_to_is_refused(
+    part: str, setting: dict[str, Any], remedy: dict[str, Any], missing: str
+) -> None:
+    recipe = replace(tiny("t.lance"), model=None, tokenizer=None, init_from="model")
+    (name,) = setting
+    with pytest.raises(RecipeError, match=rf"^{part}\.{name} is .*{missing}: .* or leave"):
+        refuse_ignored(with_part(recipe, part, **setting))
+    refuse_ignored(with_part(recipe, part, **setting, **remedy))
+
+
+def test_batches_of_a_validation_that_is_not_made_are_refused() -> None:
+    recipe = with_part(tiny("t.lance"), "train", validation_batches=4)
+    with pytest.raises(RecipeError, match=r"train\.validation_batches is 4.*data\.validation_spl"):
+        refuse_ignored(recipe)
+    refuse_ignored(with_part(recipe, "data", validation_split="val"))
+
+
+def test_settings_of_losses_that_are_not_added_up_are_refused() -> None:
+    recipe = tiny("t.lance")
+    smoothed = PretrainObjectives(losses=("itc", "itm"), label_smoothing=0.2)
+    with pytest.raises(RecipeError, match=r"label_smoothing is 0\.2.* losses itc, itm: add lm"):
+        refuse_ignored(replace(recipe, objectives=smoothed))
+    refuse_ignored(replace(recipe, objectives=replace(smoothed, losses=("lm",))))
+    refuse_ignored(replace(recipe, objectives=replace(smoothed, label_smoothing=0.1)))
+
+    filter_ = FINETUNE_RECIPES["filter"]("t.lance", "model", 64)
+    with pytest.raises(RecipeError, match=r"label_smoothing is 0\.0.*add lm"):
+        refuse_ignored(replace(filter_, objectives=FilterObjectives(label_smoothing=0.0)))
+
+    albef = PRETRAIN_RECIPES["albef"]("t.lance")
+    masked = AlbefObjectives(losses=("itc", "itm"), mask_probability=0.3)
+    with pytest.raises(RecipeError, match=r"mask_probability is 0\.3.*add mlm"):
+        refuse_ignored(replace(albef, objectives=masked))
+    refuse_ignored(replace(albef, objectives=replace(masked, losses=("itc", "mlm"))))
+
+
+CONTRAST = {
+    "queue_size": 16,
+    "momentum": 0.9,
+    "alpha": 0.1,
+    "alpha_ramp_epochs": 1.0,
+    "min_temperature": 0.01,
+    "max_temperature": 0.4,
+    "id_targets": True,
+}
+HARD_NEGATIVES = {"negative_features": "online", "negative_floor": 0.1}
+NEGATIVES = {"negatives": "all_ranks"}
+
+
+@pytest.mark.parametrize(
+    ("settings", "losses", "missing"),
+    [
+        (CONTRAST, ("lm",), "itc"),
+        (CONTRAST, ("itm", "lm"), "itc"),
+        (CONTRAST, ("itc", "lm"), None),
+        (HARD_NEGATIVES, ("lm",), "itc and itm"),
+        (HARD_NEGATIVES, ("itc", "lm"), "itm"),
+        # Without a contrast they are drawn uniformly.
+        (HARD_NEGATIVES, ("itm", "lm"), "itc"),
+        (HARD_NEGATIVES, ("itc", "itm"), None),
+        (NEGATIVES, ("lm",), "itc"),
+        (NEGATIVES, ("itm", "lm"), None),
+        (NEGATIVES, ("itc", "lm"), None),
+    ],
+)
+def test_settings_of_contrast_and_negatives_are_refused_where_a_user_gives_them(
+    settings: dict[str, Any], losses: tuple[str, ...], missing: str | None
+) -> None:
+    begun = tiny("t.lance")
+    fewer = with_part(begun, "objectives", losses=losses)
+    # The recipe has them for losses that a user takes away.
+    refuse_ignored(fewer)
+    refuse_ignored(fewer, begun)
+    for name, value in settings.items():
+        given = with_part(fewer, "objectives", **{name: value})
+        if missing is None:
+            refuse_ignored(given, begun)
+            continue
+        why = rf"^objectives\.{name} is {value}, .*losses {', '.join(losses)}: add {missing}, or"
+        with pytest.raises(RecipeError, match=why):
+            refuse_ignored(given, begun)
+        # As part of a recipe it may be for others.
+        refuse_ignored(given)
+
+
+def test_a_task_from_outside_may_read_what_it_likes() -> None:
+    class Own(PretrainObjectives):
+        """With a loss of its own that smooths labels."""
+
+    own = Own(losses=("itc",), label_smoothing=0.2)
+    recipe = tiny("t.lance")
+    object.__setattr__(recipe, "objectives", own)
+    refuse_ignored(recipe)
+
+
+def test_more_that_recipes_set_in_advance_is_refused_where_a_user_gives_it() -> None:
+    begun = nlvr("t.lance", "model", 64)
+    assert begun.lora == LoraConfig(trained=("merge", "classifier"))
+    refuse_ignored(begun, begun)
+    given = with_part(begun, "lora", trained=("text",))
+    with pytest.raises(RecipeError, match=r"lora\.trained is text, .*leave .* at merge classifier"):
+        refuse_ignored(given, begun)
+    refuse_ignored(with_part(given, "lora", rank=8), begun)
+
+    # A run that stops at the first bad loss can be resumed with rewinds.
+    begun = tiny("t.lance")
+    given = replace(begun, stability=StabilityConfig(skip_steps=4))
+    refuse_ignored(given)
+    with pytest.raises(RecipeError, match=r"stability\.skip_steps is 4.*stability\.rewinds: allow"):
+        refuse_ignored(given, begun)
+    refuse_ignored(with_part(given, "stability", rewinds=1), begun)
+
+
+@pytest.mark.parametrize(
+    "setting", [{"itm": 0.5}, {"itm_of": ("web=0.5",)}, {"weights": "calibrated"}]
+)
+def test_what_cuts_by_scores_is_refused_where_no_text_has_one(setting: dict[str, Any]) -> None:
+    recipe = FINETUNE_RECIPES["captioner"]("t.lance", "model", 64)
+    (name,) = setting
+    for sources in (("human",), ("human", "reviewed")):
+        given = with_part(recipe, "data.view", sources=sources, **setting)
+        why = rf"^data\.view\.{name} is .*sources {', '.join(sources)}.*add web or synthetic"
+        with pytest.raises(RecipeError, match=why):
+            refuse_ignored(given)
+    refuse_ignored(with_part(recipe, "data.view", sources=("human", "web"), **setting))
+
+
+def test_views_of_further_tables_are_looked_at_too() -> None:
+    recipe = tiny("t.lance")
+    mix = tuple(
+        MixedTable(table="more.lance", view=CaptionView(sources=("human", source), itm=0.5))
+        for source in ("web", "reviewed")
+    )
+    refuse_ignored(with_part(recipe, "data", mix=mix[:1]))
+    with pytest.raises(RecipeError, match=r"^data\.mix\.1\.view\.itm is 0\.5"):
+        refuse_ignored(with_part(recipe, "data", mix=mix))
+
+
+def test_a_run_is_refused_as_it_begins_and_one_that_was_begun_goes_on(
+    make_recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = make_recipe(validation_batches=4)
+    with pytest.raises(RecipeError, match=r"train\.validation_batches is 4"):
+        train(recipe, tmp_path, quiet=True)
+    assert not (tmp_path / "recipe.yaml").exists()
+    # Begun by a version that did not say so.
+    with monkeypatch.context() as before:
+        before.setattr("openblip.training.run.refuse_ignored", lambda recipe: None)
+        assert train(recipe, tmp_path, quiet=True).steps == 4
+    assert train(recipe, tmp_path, quiet=True).steps == 4
+
+
+def test_what_was_trained_before_is_still_read(tmp_path: Path) -> None:
+    recipe = with_part(tiny("t.lance"), "data.augmentation", magnitude=7)
+    write_recipe(recipe, tmp_path / "recipe.yaml")
+    assert read_recipe(tmp_path / "recipe.yaml") == recipe
