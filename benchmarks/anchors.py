@@ -26,9 +26,9 @@ from importlib.util import find_spec
 from pathlib import Path
 
 # Before PyTorch is loaded, as the command does.
-from openblip.runtime.threads import wait_without_spinning
+from openblip.runtime.threads import spin_briefly
 
-wait_without_spinning()
+spin_briefly()
 
 import numpy as np
 import torch

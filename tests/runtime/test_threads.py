@@ -1,4 +1,4 @@
-"""OpenMP's threads sleep while they wait, unless the user wants it otherwise."""
+"""OpenMP's threads sleep while they wait for long, unless the user wants it otherwise."""
 
 import os
 import subprocess
@@ -8,7 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from openblip.runtime.threads import default_threads, threads_for
+from openblip.runtime.threads import (
+    default_threads,
+    spin_briefly,
+    threads_for,
+    wait_without_spinning,
+)
 
 NAMES = ("GOMP_SPINCOUNT", "KMP_BLOCKTIME", "OMP_WAIT_POLICY")
 SEEN = (
@@ -23,7 +28,8 @@ SEEN = (
 @pytest.mark.parametrize(
     ("wish", "expected"),
     [
-        ({}, ["0", "0", None]),
+        ({}, ["5000", "0", None]),
+        ({"GOMP_SPINCOUNT": "0"}, ["0", None, None]),
         ({"GOMP_SPINCOUNT": "1000"}, ["1000", None, None]),
         ({"OMP_WAIT_POLICY": "ACTIVE"}, [None, None, "ACTIVE"]),
     ],
@@ -40,6 +46,30 @@ def test_the_command_sets_it_before_pytorch_is_loaded_and_the_user_wins(
         check=True,
     )
     assert done.stdout.splitlines()[-1] == str(expected)
+
+
+@pytest.mark.parametrize(
+    ("wish", "alone", "beside_others"),
+    [
+        ({}, "5000", "0"),
+        ({"GOMP_SPINCOUNT": "0", "KMP_BLOCKTIME": "0"}, "0", "0"),
+        ({"GOMP_SPINCOUNT": "300000"}, "300000", "300000"),
+    ],
+    ids=["by default", "a process of ours that sleeps", "as the user says"],
+)
+def test_processes_that_share_a_machine_do_not_spin_whatever_the_command_does(
+    monkeypatch: pytest.MonkeyPatch, wish: dict[str, str], alone: str, beside_others: str
+) -> None:
+    for name in NAMES:
+        # Set first, so that what is set here is gone afterwards.
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    for name, value in wish.items():
+        monkeypatch.setenv(name, value)
+    assert spin_briefly()["GOMP_SPINCOUNT"] == alone == os.environ["GOMP_SPINCOUNT"]
+    told = wait_without_spinning()
+    assert told["GOMP_SPINCOUNT"] == beside_others == os.environ["GOMP_SPINCOUNT"]
+    assert spin_briefly() == told
 
 
 @pytest.mark.parametrize(("multiply_adds", "expected"), [(31_000_000, 1), (33_000_000, 2)])
@@ -69,7 +99,7 @@ def test_processes_of_a_machine_share_its_cores(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("wish", "expected"), [({}, "0"), ({"GOMP_SPINCOUNT": "1000"}, "1000")])
+@pytest.mark.parametrize(("wish", "expected"), [({}, "5000"), ({"GOMP_SPINCOUNT": "1000"}, "1000")])
 def test_so_do_those_of_the_processes_that_torchrun_starts(
     tmp_path: Path, wish: dict[str, str], expected: str
 ) -> None:

@@ -1,6 +1,8 @@
 """The `openblip` command: finds the subcommand, prints errors as one line."""
 
+import atexit
 import difflib
+import gc
 import importlib
 import inspect
 import os
@@ -17,7 +19,7 @@ from typing import Any, get_origin
 from openblip.cli.flags import UsageError, checked, empty_name, wrapping
 from openblip.cli.output import complain, is_first_process, replace_what_cannot_be_shown
 from openblip.runtime.errors import OpenBlipError, tell_warnings
-from openblip.runtime.threads import wait_without_spinning
+from openblip.runtime.threads import spin_briefly
 
 # These answer at once; every other command says that it begins, see `announce`.
 _QUICK = ("data show", "index show", "runs")
@@ -78,7 +80,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     what a shell reports of commands that a signal has ended.
     """
     # Before any command imports PyTorch.
-    wait_without_spinning()
+    spin_briefly()
+    # At its end the interpreter looks for garbage among all that was imported: of PyTorch alone it
+    # takes a quarter of a second, for memory that is given back anyway.
+    atexit.unregister(gc.freeze)
+    atexit.register(gc.freeze)
     code = 0
     replace_what_cannot_be_shown()
     if shutil.get_terminal_size().columns < _LEAST_COLUMNS:
