@@ -83,6 +83,9 @@ def test_what_is_reviewed_is_chosen_on_a_phone(
 ) -> None:
     page.set_viewport_size({"width": 360, "height": 740})
     begin(page, served.url)
+    # What has been judged so far comes once, and moves what stands below it: a click that began
+    # before and ended after it would be none.
+    page.wait_for_selector(".progress > *")
     page.get_by_text("What is reviewed", exact=True).click()
     page.get_by_label("Which come more often").wait_for()
     wide, there = page.evaluate(
