@@ -13,8 +13,8 @@ from typing import TypeVar
 # Read once, when the library is loaded: GNU's, which PyTorch has on Linux, and LLVM's and Intel's.
 _WITHOUT_SPINNING = {"GOMP_SPINCOUNT": "0", "KMP_BLOCKTIME": "0"}
 # A quarter of a millisecond where a round takes 50 ns. The shortest at which captions of one image
-# are as fast as with threads that spin for long: half of them is no better than none. The other
-# library counts whole milliseconds, and was not measured.
+# are as fast as with threads that spin for long (a step of decoding takes 48 ms with none, 38 with
+# 3,000 rounds, 33 with these, 31 with any more). LLVM counts whole milliseconds: not measured.
 _BRIEFLY = {"GOMP_SPINCOUNT": "5000", "KMP_BLOCKTIME": "0"}
 # To hand over a part of a product takes a tenth of a millisecond where threads sleep, as long as
 # the part of a smaller product itself: measured at 64 to 768 channels and 1 to 1,024 rows.
