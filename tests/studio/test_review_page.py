@@ -17,7 +17,7 @@ from openblip.table.reviews import ReviewLog, ReviewRecord
 from .conftest import RunningStudio, serious_faults, serving, wait_until
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser, Page
+    from playwright.sync_api import Browser, Page, Route
 
 TEXT, PICTURE = ".statement .text", ".stage img"
 
@@ -34,6 +34,12 @@ def begin(page: "Page", url: str, name: str = "Ann") -> None:
 def key_of(page: "Page") -> str:
     """What is shown, told apart from all else: text and picture."""
     return f"{page.text_content(TEXT)} {page.get_attribute(PICTURE, 'src')}"
+
+
+def place_of(page: "Page", selector: str) -> float:
+    """How far down in the page something stands, in pixels."""
+    found = page.eval_on_selector(selector, "node => node.getBoundingClientRect().y + scrollY")
+    return float(found)
 
 
 def press(page: "Page", key: str) -> None:
@@ -83,15 +89,30 @@ def test_what_is_reviewed_is_chosen_on_a_phone(
 ) -> None:
     page.set_viewport_size({"width": 360, "height": 740})
     begin(page, served.url)
-    # What has been judged so far comes once, and moves what stands below it: a click that began
-    # before and ended after it would be none.
-    page.wait_for_selector(".progress > *")
     page.get_by_text("What is reviewed", exact=True).click()
     page.get_by_label("Which come more often").wait_for()
     wide, there = page.evaluate(
         "[document.documentElement.scrollWidth, document.documentElement.clientWidth]"
     )
     assert wide <= there
+
+
+def test_what_comes_after_the_first_picture_moves_nothing_below_it(
+    page: "Page", served: RunningStudio
+) -> None:
+    page.set_viewport_size({"width": 360, "height": 740})
+    # The findings wait until the first picture and the places of all else are there.
+    held: list[Route] = []
+    page.route("**/api/review/state*", lambda route: held.append(route))
+    begin(page, served.url)
+    assert page.text_content(".progress") == ""
+    before = place_of(page, ".picker")
+    for route in held:
+        route.continue_()
+    page.unroute("**/api/review/state*")
+    page.wait_for_selector(".progress > *")
+    page.wait_for_selector(".verdict-of-all:not(:empty)")
+    assert abs(place_of(page, ".picker") - before) < 2
 
 
 def test_a_review_that_cannot_be_is_told_once_and_not_asked_for_again(
