@@ -45,6 +45,16 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == f"openblip {__version__}\n"
 
 
+def test_at_the_end_nothing_is_searched_for_garbage() -> None:
+    # What was registered first comes last.
+    told = "atexit.register(lambda: print(gc.get_freeze_count() > 0, gc.isenabled()))"
+    command = f"import atexit, gc; {told}; from openblip.cli import main; main(['--version'])"
+    done = subprocess.run(
+        [sys.executable, "-c", command], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.splitlines()[1:] == ["True True"]
+
+
 def test_on_windows_a_command_says_where_it_runs(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -47,6 +47,7 @@ def test_json_for_programs(capsys: pytest.CaptureFixture[str]) -> None:
     [
         (["tiny", "--gpu", "a100"], "choose one of a100-40g, a100-80g"),
         (["nothing", "--gpu", "l4"], "nothing: no recipe"),
+        (["tiny", "--gpu", "l4", "--lora.alpha", "4"], "lora.alpha is 4.0, which changes nothing"),
         (["tiny", "--gpu", "l4", "--gpus", "5"], "32 is not a multiple of 5 processes"),
     ],
 )

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,8 +11,10 @@ import torch
 from openblip.batches.tokenizer import unpack_tokens
 from openblip.cli import main
 from openblip.inference.loading import load
+from openblip.runtime.errors import OpenBlipWarning
 from openblip.table.table import PairTable
 from openblip.training.recipe_file import read_recipe
+from openblip.training.run import train
 from openblip.world import WorldConfig, build_world
 
 
@@ -171,6 +174,25 @@ def test_what_a_recipe_sets_for_losses_that_flags_leave_out_is_no_ones_fault(
     pretrain = ["pretrain", "tiny", words[2], words[3], "--objectives.losses", "lm"]
     assert main([*pretrain, "--objectives.queue-size", "16"]) == 1
     assert "objectives.queue_size is 16" in capsys.readouterr().err
+    # Nor is the default, in place of that.
+    assert main([*pretrain, "--objectives.queue-size=57600"]) == 1
+    assert "objectives.queue_size is 57600" in capsys.readouterr().err
     # Its queue of 512 is not complained of, but that a captioner starts from a model.
     assert main([*pretrain, "--model.heads", "itc", "--train.steps", "1"]) == 1
     assert "objectives.queue_size" not in capsys.readouterr().err
+
+
+def test_a_run_that_was_begun_with_such_a_flag_goes_on(
+    words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(words) == 0
+    recipe = read_recipe(tmp_path / "run" / "recipe.yaml")
+    recipe = replace(recipe, train=replace(recipe.train, validation_batches=4))
+    words[3] = str(tmp_path / "begun")
+    words.append("--train.validation-batches=4")
+    assert main(words) == 1
+    assert "train.validation_batches is 4" in capsys.readouterr().err
+    with pytest.warns(OpenBlipWarning, match=r"train\.validation_batches is 4"):
+        train(recipe, words[3], quiet=True)
+    assert main(words) == 0
+    assert "train.validation_batches is 4" not in capsys.readouterr().err

@@ -129,12 +129,29 @@ def test_what_is_no_yaml_says_where(tmp_path: Path) -> None:
         read_spec(tmp_path / "nothing.yaml")
 
 
-def test_a_model_like_another_may_leave_out_losses_that_have_settings(tmp_path: Path) -> None:
-    fewer = 'like: noise, settings: {objectives.losses: [lm], "model.heads": [lm]}'
-    text = TINY.replace("like: noise, trained_as: clip", fewer)
-    text = text.replace("train.steps: 2", "train.steps: 2\n      objectives.queue_size: 16")
-    recipe = StageGraph(read_spec(written(tmp_path, text))[0]).recipe("clip")
-    assert (recipe.objectives.losses, recipe.objectives.queue_size) == (("lm",), 16)
+@pytest.mark.parametrize(
+    ("setting", "off"),
+    [
+        ("objectives: {queue_size: 16, label_smoothing: 0.2}", "objectives.losses: [itm]"),
+        ("data.augmentation: {randaugment: true, magnitude: 7}", "data.augmentation.randaugment"),
+        ("data.validation_split: val, train.validation_batches: 4", "data.validation_split"),
+        ("data.view: {itm: 0.5, score: right}", "data.view.itm"),
+        ("stability: {rewinds: 1, skip_steps: 4}", "stability.rewinds: 0"),
+    ],
+)
+def test_a_model_like_another_may_switch_off_what_settings_of_that_belong_to(
+    setting: str, off: str, tmp_path: Path
+) -> None:
+    if ":" not in off:
+        off = f"{off}: {'false' if off.endswith('augment') else 'null'}"
+    clip = "  clip: {label: CLIP, like: noise, trained_as: clip}\n"
+    both = f"""\
+  some: {{like: noise, settings: {{{setting}}}}}
+  clip: {{label: CLIP, like: some, settings: {{{off}}}}}
+"""
+    graph = StageGraph(read_spec(written(tmp_path, TINY.replace(clip, both)))[0])
+    # What is off has kept its settings, and neither is refused.
+    assert graph.recipe("some") != graph.recipe("clip")
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "benchmarks").glob("*.yaml")), ids=lambda p: p.name)

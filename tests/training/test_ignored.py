@@ -1,5 +1,6 @@
-"""Settings of a run that change nothing are refused by name; what a recipe of ours says is not."""
+"""Settings that change nothing: refused where a person gives them, told where a recipe has them."""
 
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,9 +12,9 @@ from openblip.objectives.settings import AlbefObjectives, FilterObjectives, Pret
 from openblip.recipes.baselines import as_albef, as_clip, as_unimodal
 from openblip.recipes.finetune import FINETUNE_RECIPES, nlvr
 from openblip.recipes.pretrain import PRETRAIN_RECIPES, tiny
-from openblip.runtime.errors import RecipeError
+from openblip.runtime.errors import OpenBlipWarning, RecipeError
 from openblip.table.views import CaptionView
-from openblip.training.ignored import refuse_ignored
+from openblip.training.ignored import refuse_ignored, tell_ignored
 from openblip.training.recipe import LoraConfig, MixedTable, Recipe, StabilityConfig
 from openblip.training.recipe_file import read_recipe, write_recipe
 from openblip.training.run import train
@@ -21,6 +22,7 @@ from openblip.world.demo import WORLD_FINETUNE_RECIPES, WORLD_PRETRAIN_RECIPES
 
 MakeRecipe = Callable[..., Recipe]
 FRESH = PRETRAIN_RECIPES | WORLD_PRETRAIN_RECIPES
+SMOOTHING = {"objectives.losses", "objectives.label_smoothing"}
 TUNED = FINETUNE_RECIPES | WORLD_FINETUNE_RECIPES
 
 
@@ -33,18 +35,26 @@ def with_part(recipe: Recipe, part: str, **settings: Any) -> Recipe:
     return replace(recipe, **{outer: replace(own, **settings)})
 
 
+def told(recipe: Recipe) -> list[str]:
+    """What is said of a recipe as its run begins."""
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        tell_ignored(recipe)
+    assert all(issubclass(each.category, OpenBlipWarning) for each in found)
+    return [str(each.message) for each in found]
+
+
 @pytest.mark.parametrize("name", FRESH)
 def test_a_recipe_of_ours_says_nothing_that_changes_nothing(name: str) -> None:
     recipe = FRESH[name]("pairs.lance")
-    refuse_ignored(recipe)
+    assert told(recipe) == []
     if recipe.task == "pretrain":
-        for other in (as_clip, as_albef, as_unimodal):
-            refuse_ignored(other(recipe))
+        assert [told(other(recipe)) for other in (as_clip, as_albef, as_unimodal)] == [[], [], []]
 
 
 @pytest.mark.parametrize("name", TUNED)
 def test_nor_does_one_that_starts_from_a_model(name: str) -> None:
-    refuse_ignored(TUNED[name]("pairs.lance", "model", 64))
+    assert told(TUNED[name]("pairs.lance", "model", 64)) == []
 
 
 # Part, setting and value; what gives it an effect; and what the message says is missing.
@@ -76,35 +86,43 @@ def test_a_setting_without_the_one_that_it_belongs_to_is_refused(
 ) -> None:
     recipe = replace(tiny("t.lance"), model=None, tokenizer=None, init_from="model")
     (name,) = setting
-    with pytest.raises(RecipeError, match=rf"^{part}\.{name} is .*{missing}: .* or leave"):
-        refuse_ignored(with_part(recipe, part, **setting))
-    refuse_ignored(with_part(recipe, part, **setting, **remedy))
+    given = with_part(recipe, part, **setting)
+    with pytest.raises(RecipeError, match=rf"^{part}\.{name} is .*{missing}.*: .* or leave") as one:
+        refuse_ignored(given, {f"{part}.{name}"})
+    assert told(given) == [str(one.value)]
+    helped = with_part(given, part, **remedy)
+    refuse_ignored(helped, {f"{part}.{name}"})
+    assert told(helped) == []
+    # Whoever takes away what it belongs to has not given it.
+    refuse_ignored(given, {f"{part}.{other}" for other in remedy})
 
 
 def test_batches_of_a_validation_that_is_not_made_are_refused() -> None:
     recipe = with_part(tiny("t.lance"), "train", validation_batches=4)
     with pytest.raises(RecipeError, match=r"train\.validation_batches is 4.*data\.validation_spl"):
-        refuse_ignored(recipe)
-    refuse_ignored(with_part(recipe, "data", validation_split="val"))
+        refuse_ignored(recipe, {"train.validation_batches"})
+    refuse_ignored(with_part(recipe, "data", validation_split="val"), {"train.validation_batches"})
 
 
 def test_settings_of_losses_that_are_not_added_up_are_refused() -> None:
     recipe = tiny("t.lance")
     smoothed = PretrainObjectives(losses=("itc", "itm"), label_smoothing=0.2)
     with pytest.raises(RecipeError, match=r"label_smoothing is 0\.2.* losses itc, itm: add lm"):
-        refuse_ignored(replace(recipe, objectives=smoothed))
-    refuse_ignored(replace(recipe, objectives=replace(smoothed, losses=("lm",))))
-    refuse_ignored(replace(recipe, objectives=replace(smoothed, label_smoothing=0.1)))
+        refuse_ignored(replace(recipe, objectives=smoothed), SMOOTHING)
+    refuse_ignored(replace(recipe, objectives=replace(smoothed, losses=("lm",))), SMOOTHING)
 
     filter_ = FINETUNE_RECIPES["filter"]("t.lance", "model", 64)
-    with pytest.raises(RecipeError, match=r"label_smoothing is 0\.0.*add lm"):
-        refuse_ignored(replace(filter_, objectives=FilterObjectives(label_smoothing=0.0)))
+    with pytest.raises(RecipeError, match=r"label_smoothing is 0\.3.*add lm"):
+        refuse_ignored(
+            replace(filter_, objectives=FilterObjectives(label_smoothing=0.3)), SMOOTHING
+        )
 
     albef = PRETRAIN_RECIPES["albef"]("t.lance")
     masked = AlbefObjectives(losses=("itc", "itm"), mask_probability=0.3)
+    masking = {"objectives.losses", "objectives.mask_probability"}
     with pytest.raises(RecipeError, match=r"mask_probability is 0\.3.*add mlm"):
-        refuse_ignored(replace(albef, objectives=masked))
-    refuse_ignored(replace(albef, objectives=replace(masked, losses=("itc", "mlm"))))
+        refuse_ignored(replace(albef, objectives=masked), masking)
+    refuse_ignored(replace(albef, objectives=replace(masked, losses=("itc", "mlm"))), masking)
 
 
 CONTRAST = {
@@ -131,7 +149,8 @@ NEGATIVES = {"negatives": "all_ranks"}
         # Without a contrast they are drawn uniformly.
         (HARD_NEGATIVES, ("itm", "lm"), "itc"),
         (HARD_NEGATIVES, ("itc", "itm"), None),
-        (NEGATIVES, ("lm",), "itc"),
+        # The mean over the tokens of all processes, or of each.
+        (NEGATIVES, ("lm",), None),
         (NEGATIVES, ("itm", "lm"), None),
         (NEGATIVES, ("itc", "lm"), None),
     ],
@@ -142,46 +161,69 @@ def test_settings_of_contrast_and_negatives_are_refused_where_a_user_gives_them(
     begun = tiny("t.lance")
     fewer = with_part(begun, "objectives", losses=losses)
     # The recipe has them for losses that a user takes away.
-    refuse_ignored(fewer)
-    refuse_ignored(fewer, begun)
+    assert told(fewer) == []
+    refuse_ignored(fewer, {"objectives.losses"})
     for name, value in settings.items():
+        names = {"objectives.losses", f"objectives.{name}"}
         given = with_part(fewer, "objectives", **{name: value})
         if missing is None:
-            refuse_ignored(given, begun)
+            refuse_ignored(given, names)
             continue
         why = rf"^objectives\.{name} is {value}, .*losses {', '.join(losses)}: add {missing}, or"
         with pytest.raises(RecipeError, match=why):
-            refuse_ignored(given, begun)
+            refuse_ignored(given, names)
         # As part of a recipe it may be for others.
-        refuse_ignored(given)
+        assert told(given) == []
 
 
 def test_a_task_from_outside_may_read_what_it_likes() -> None:
-    class Own(PretrainObjectives):
-        """With a loss of its own that smooths labels."""
+    smoothed = PretrainObjectives(losses=("itc", "itm"), label_smoothing=0.2)
+    recipe = replace(tiny("t.lance"), objectives=smoothed)
+    assert told(recipe) != []
+    # With our settings, and a loss of its own that smooths labels.
+    object.__setattr__(recipe, "task", "somewhere:Own")
+    assert told(recipe) == []
+    refuse_ignored(recipe, SMOOTHING)
 
-    own = Own(losses=("itc",), label_smoothing=0.2)
-    recipe = tiny("t.lance")
-    object.__setattr__(recipe, "objectives", own)
-    refuse_ignored(recipe)
+
+def test_a_default_that_a_user_gives_in_place_of_the_recipes_value_is_refused_too() -> None:
+    begun = tiny("t.lance")
+    queue = PretrainObjectives().queue_size
+    assert begun.objectives.queue_size != queue
+    given = with_part(begun, "objectives", losses=("lm",), queue_size=queue)
+    with pytest.raises(RecipeError, match=rf"queue_size is {queue}, .* or leave it out"):
+        refuse_ignored(given, {"objectives.losses", "objectives.queue_size"})
+
+
+def test_augmentation_of_images_that_a_frozen_encoder_has_read_before_is_refused() -> None:
+    begun = FINETUNE_RECIPES["captioner"]("t.lance", "model", 64)
+    frozen = with_part(begun, "train", freeze=("image_encoder",))
+    refuse_ignored(frozen, {"train.freeze"})
+    given = with_part(frozen, "data.augmentation", min_scale=0.1)
+    with pytest.raises(
+        RecipeError, match=r"augmentation\.min_scale is 0\.1, .*train\.freeze empty"
+    ):
+        refuse_ignored(given, {"data.augmentation.min_scale"})
+    # The run says so itself, in one line.
+    assert told(given) == []
 
 
 def test_more_that_recipes_set_in_advance_is_refused_where_a_user_gives_it() -> None:
     begun = nlvr("t.lance", "model", 64)
     assert begun.lora == LoraConfig(trained=("merge", "classifier"))
-    refuse_ignored(begun, begun)
+    refuse_ignored(begun, ())
     given = with_part(begun, "lora", trained=("text",))
-    with pytest.raises(RecipeError, match=r"lora\.trained is text, .*leave .* at merge classifier"):
-        refuse_ignored(given, begun)
-    refuse_ignored(with_part(given, "lora", rank=8), begun)
+    with pytest.raises(RecipeError, match=r"lora\.trained is text, .*lora\.rank.* or leave it out"):
+        refuse_ignored(given, {"lora.trained"})
+    refuse_ignored(with_part(given, "lora", rank=8), {"lora.trained"})
 
     # A run that stops at the first bad loss can be resumed with rewinds.
     begun = tiny("t.lance")
     given = replace(begun, stability=StabilityConfig(skip_steps=4))
-    refuse_ignored(given)
+    assert told(given) == []
     with pytest.raises(RecipeError, match=r"stability\.skip_steps is 4.*stability\.rewinds: allow"):
-        refuse_ignored(given, begun)
-    refuse_ignored(with_part(given, "stability", rewinds=1), begun)
+        refuse_ignored(given, {"stability.skip_steps"})
+    refuse_ignored(with_part(given, "stability", rewinds=1), {"stability.skip_steps"})
 
 
 @pytest.mark.parametrize(
@@ -194,8 +236,9 @@ def test_what_cuts_by_scores_is_refused_where_no_text_has_one(setting: dict[str,
         given = with_part(recipe, "data.view", sources=sources, **setting)
         why = rf"^data\.view\.{name} is .*sources {', '.join(sources)}.*add web or synthetic"
         with pytest.raises(RecipeError, match=why):
-            refuse_ignored(given)
-    refuse_ignored(with_part(recipe, "data.view", sources=("human", "web"), **setting))
+            refuse_ignored(given, {f"data.view.{name}"})
+    more = with_part(recipe, "data.view", sources=("human", "web"), **setting)
+    refuse_ignored(more, {f"data.view.{name}"})
 
 
 def test_views_of_further_tables_are_looked_at_too() -> None:
@@ -204,23 +247,20 @@ def test_views_of_further_tables_are_looked_at_too() -> None:
         MixedTable(table="more.lance", view=CaptionView(sources=("human", source), itm=0.5))
         for source in ("web", "reviewed")
     )
-    refuse_ignored(with_part(recipe, "data", mix=mix[:1]))
+    names = {"data.mix.0.view.itm", "data.mix.1.view.itm"}
+    refuse_ignored(with_part(recipe, "data", mix=mix[:1]), names)
     with pytest.raises(RecipeError, match=r"^data\.mix\.1\.view\.itm is 0\.5"):
-        refuse_ignored(with_part(recipe, "data", mix=mix))
+        refuse_ignored(with_part(recipe, "data", mix=mix), names)
 
 
-def test_a_run_is_refused_as_it_begins_and_one_that_was_begun_goes_on(
-    make_recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_it_is_told_once_as_the_run_begins(make_recipe: MakeRecipe, tmp_path: Path) -> None:
     recipe = make_recipe(validation_batches=4)
-    with pytest.raises(RecipeError, match=r"train\.validation_batches is 4"):
-        train(recipe, tmp_path, quiet=True)
-    assert not (tmp_path / "recipe.yaml").exists()
-    # Begun by a version that did not say so.
-    with monkeypatch.context() as before:
-        before.setattr("openblip.training.run.refuse_ignored", lambda recipe: None)
+    with pytest.warns(OpenBlipWarning, match=r"train\.validation_batches is 4") as found:
         assert train(recipe, tmp_path, quiet=True).steps == 4
-    assert train(recipe, tmp_path, quiet=True).steps == 4
+    assert len(found) == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert train(recipe, tmp_path, quiet=True).steps == 4
 
 
 def test_what_was_trained_before_is_still_read(tmp_path: Path) -> None:

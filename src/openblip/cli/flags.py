@@ -238,11 +238,10 @@ def changed(recipe: "Recipe", words: list[str], prog: str, about: str | None = N
     `--init-from` of its fresh weights and their tokenizer, `--init-text` of the tokenizer.
 
     Raises:
-        RecipeError: the changes contradict the recipe, or one of them changes nothing.
+        RecipeError: the changes contradict the recipe.
     """
     import tyro
 
-    from openblip.training.ignored import refuse_ignored
     from openblip.training.recipe import Recipe
 
     kind = tyro.conf.AvoidSubcommands[Recipe]
@@ -254,9 +253,13 @@ def changed(recipe: "Recipe", words: list[str], prog: str, about: str | None = N
     if "--init-text" in flags and recipe.init_text is None:
         recipe = replace(recipe, tokenizer=None, init_text="MODEL")
     told = with_examples_apart(about) if about is not None else None
-    made = tyro.cli(kind, default=recipe, args=words, prog=prog, description=told)
-    refuse_ignored(made, recipe)
-    return made
+    return tyro.cli(kind, default=recipe, args=words, prog=prog, description=told)
+
+
+def given_fields(words: list[str]) -> set[str]:
+    """Names of the fields of a recipe that a command line sets, such as `data.view.itm`."""
+    flags = (word.split("=")[0] for word in words if word.startswith("--"))
+    return {flag.removeprefix("--").replace("-", "_") for flag in flags}
 
 
 def _counting_as_in(flags: set[str], recipe: "Recipe") -> "Recipe":

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import tyro
 
-from openblip.cli.flags import changed, checked
+from openblip.cli.flags import changed, checked, given_fields
 from openblip.cli.output import announce, print_json, print_table
 from openblip.runtime.ranges import Count, NotNegative, Positive, Share
 
@@ -54,6 +54,7 @@ def _plan(
     def carry_out(changes: list[str], prog: str) -> int:
         announce(prog)
         from openblip.plan.sizing import Cluster, Planner, find_device, find_recipe, run_cost
+        from openblip.training.ignored import refuse_ignored
 
         cluster = Cluster(
             device=find_device(gpu),
@@ -62,7 +63,9 @@ def _plan(
             price_per_hour=price_per_hour,
             network=1e9 * network,
         )
-        planner = Planner(changed(find_recipe(recipe), changes, prog), cluster, mean_tokens)
+        made = changed(find_recipe(recipe), changes, prog)
+        refuse_ignored(made, given_fields(changes))
+        planner = Planner(made, cluster, mean_tokens)
         _tell("going through a step as given ...")
         sizings = [planner.as_given]
         if planner.as_given.fits is False:

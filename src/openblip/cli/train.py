@@ -5,7 +5,7 @@ from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from openblip.cli.flags import changed
+from openblip.cli.flags import changed, given_fields
 from openblip.cli.output import announce, check_outputs
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def pretrain(words: list[str], prog: str) -> int:
 def _pretrain(recipe: "Recipe", run_dir: str, words: list[str], prog: str) -> int:
     recipe = _flagged(recipe, words, prog, _PRETRAIN_HELP)
     announce(prog)
-    return _train(recipe, Path(run_dir))
+    return _train(recipe, Path(run_dir), words)
 
 
 def finetune(words: list[str], prog: str) -> int:
@@ -80,7 +80,7 @@ def finetune(words: list[str], prog: str) -> int:
     found = find_model(source)
     size = read_outline(found).image_size
     recipe = _named(task, FINETUNE_RECIPES, "task", table, str(found), size)
-    return _train(_flagged(recipe, rest, prog, _FINETUNE_HELP), Path(run_dir))
+    return _train(_flagged(recipe, rest, prog, _FINETUNE_HELP), Path(run_dir), rest)
 
 
 def _flagged(recipe: "Recipe", words: list[str], prog: str, about: str) -> "Recipe":
@@ -89,10 +89,15 @@ def _flagged(recipe: "Recipe", words: list[str], prog: str, about: str) -> "Reci
     return changed(recipe, words, prog, about)
 
 
-def _train(recipe: "Recipe", run_dir: Path) -> int:
-    from openblip.training.run import train
+def _train(recipe: "Recipe", run_dir: Path, words: list[str]) -> int:
+    from openblip.training.checkpoint import CheckpointStore
+    from openblip.training.ignored import refuse_ignored
+    from openblip.training.run import CHECKPOINT_FOLDER, train
 
     check_outputs({"RUN_DIR": run_dir}, are_folders=True)
+    # A run that was begun goes on as it was.
+    if CheckpointStore(run_dir / CHECKPOINT_FOLDER).latest() is None:
+        refuse_ignored(recipe, given_fields(words))
     result = train(recipe, run_dir)
     for first, end in result.skipped:
         print(f"{run_dir}: left out steps {first} to {end - 1}, see its metrics.jsonl")

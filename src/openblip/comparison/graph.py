@@ -2,7 +2,7 @@
 
 import hashlib
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import fields, replace
 from functools import cache
 from os.path import expandvars
@@ -208,7 +208,6 @@ class StageGraph:
             recipe = self._named_recipe(spec.recipe, spec.init, field)
         else:
             raise FieldError(field, f"{field} is there already: it has no recipe to begin with")
-        begun = recipe
         if spec.init is not None and recipe.model is not None:
             # The same training, from weights that are there.
             recipe = replace(recipe, model=None, tokenizer=None, init_from=_INIT)
@@ -224,9 +223,9 @@ class StageGraph:
             recipe = _TRAINED_AS[spec.trained_as](recipe)
         recipe = _with_settings(recipe, spec.settings, f"{field}.settings")
         try:
-            # Here, and not when its stage has its turn.
-            refuse_ignored(recipe, begun)
-            refuse_ignored(recipe)
+            refuse_ignored(
+                recipe, {*_names("data.view", spec.view or {}), *_names("", spec.settings)}
+            )
         except RecipeError as error:
             is_of_view = spec.view is not None and str(error).startswith("data.view.")
             place = f"{field}.{'view' if is_of_view else 'settings'}"
@@ -314,6 +313,17 @@ def _place(spec: ModelSpec, seed: int) -> str:
     if spec.checkpoint is None:
         return expandvars(spec.published_clip or "")
     return expandvars(spec.checkpoint).replace("{seed}", str(seed))
+
+
+def _names(part: str, settings: Mapping[str, Any]) -> Iterator[str]:
+    """Names of all fields that are set, also of those in a mapping: `objectives.losses`."""
+    for name, value in settings.items():
+        whole = f"{part}.{name}" if part else name
+        yield whole
+        if isinstance(value, list):
+            value = {str(place): each for place, each in enumerate(value)}
+        if isinstance(value, Mapping):
+            yield from _names(whole, value)
 
 
 def _with_settings(recipe: Recipe, settings: Mapping[str, Any], field: str) -> Recipe:

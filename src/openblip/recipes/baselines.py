@@ -78,10 +78,7 @@ def as_unimodal(recipe: Recipe) -> Recipe:
     return replace(
         recipe,
         model=replace(blip, heads=("itc",)),
-        # No label is left to smooth, and a setting that changes nothing is refused.
-        objectives=replace(
-            objectives, losses=("itc",), label_smoothing=PretrainObjectives.label_smoothing
-        ),
+        objectives=replace(objectives, losses=("itc",)),
     )
 
 

@@ -1,6 +1,6 @@
 """Settings that change nothing: whoever gives one would wait for an effect in vain.
 
-Which these are is said where the settings are; how they are refused, and in which words, here.
+Which these are is said where the settings are; how they are told, and in which words, here.
 """
 
 from collections.abc import Collection
@@ -10,23 +10,24 @@ from typing import Any
 from openblip.runtime.errors import RecipeError
 
 
-def changed_fields(settings: Any) -> dict[str, Any]:
-    """Fields of a dataclass that are not at their defaults, among those that have simple ones.
-
-    Returns:
-        the default of each.
-    """
-    return {
-        own.name: own.default
+def changed_fields(settings: Any) -> list[str]:
+    """Fields of a dataclass that are not at their defaults, among those that have simple ones."""
+    return [
+        own.name
         for own in fields(settings)
         if own.default is not MISSING and getattr(settings, own.name) != own.default
-    }
+    ]
 
 
-def refuse_without_effect(
-    settings: Any, names: Collection[str], why: str, *, part: str = "", before: Any = None
-) -> None:
-    """Nothing, if of these fields, which change nothing, none was given another value.
+def without_effect(
+    settings: Any,
+    names: Collection[str],
+    why: str,
+    *,
+    part: str = "",
+    given: Collection[str] | None = None,
+) -> str:
+    """What is said of the fields that were given and change nothing; empty if none was.
 
     Args:
         settings: a dataclass.
@@ -34,24 +35,32 @@ def refuse_without_effect(
         why: as the message goes on after "which changes nothing", with the remedy: "without given:
             give it too".
         part: what stands before a field's name, such as `data.`.
-        before: the settings that a user began with. What is as it was there was not given; nor
-            was what is at its default, in any case.
+        given: names, with what stands before them, that a person has given; by default those of
+            all fields that are not at their defaults. What turns something off is never meant.
+    """
+    changed = changed_fields(settings)
+    found = {
+        f"{part}{name}": getattr(settings, name)
+        for name in names
+        if (name in changed if given is None else f"{part}{name}" in given)
+        # Whoever takes a part away may take along what belongs to it.
+        and (name in changed or getattr(settings, name))
+    }
+    if not found:
+        return ""
+    told = " and ".join(f"{name} is {_shown(value)}" for name, value in found.items())
+    left = "it" if len(found) == 1 else "them"
+    return f"{told}, which changes nothing {why}, or leave {left} out"
+
+
+def refuse_without_effect(settings: Any, names: Collection[str], why: str) -> None:
+    """Nothing, if none of these fields, which change nothing, was given; else see `without_effect`.
 
     Raises:
-        RecipeError: one was; the message names all of them, with what to leave them at.
+        RecipeError: one was; the message names all of them, with the remedy.
     """
-    # What the former settings lack, as those of another task may, is measured by its default.
-    usual = {
-        name: getattr(before, name, default)
-        for name, default in changed_fields(settings).items()
-        if name in names
-    }
-    given = {name: value for name, value in usual.items() if getattr(settings, name) != value}
-    if not given:
-        return
-    told = " and ".join(f"{part}{name} is {_shown(getattr(settings, name))}" for name in given)
-    at = " and ".join(f"{part}{name} at {_shown(value)}" for name, value in given.items())
-    raise RecipeError(f"{told}, which changes nothing {why}, or leave {at}")
+    if told := without_effect(settings, names, why):
+        raise RecipeError(told)
 
 
 def _shown(value: Any) -> str:

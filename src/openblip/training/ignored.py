@@ -1,20 +1,24 @@
 """Settings of a run that change nothing beside its other settings, and who is told of them.
 
-A recipe of ours sets some in advance, for losses that a user may take away: the queue of a
-contrast, the new heads beside low-rank changes. These are refused only where a user gives them
-himself, as a flag or in a comparison's file. All others are refused wherever a run begins.
+Where a person gives them, as flags or in a comparison's file, they are refused. A recipe may have
+them for what a person takes away from it: they are told as its run begins.
 """
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+import warnings
+from collections.abc import Collection, Iterator
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from openblip.objectives.settings import AlbefObjectives, FilterObjectives, PretrainObjectives
-from openblip.runtime.ignored import refuse_without_effect
+from openblip.objectives.settings import AlbefObjectives, PretrainObjectives
+from openblip.runtime.errors import OpenBlipWarning, RecipeError
+from openblip.runtime.ignored import without_effect
 from openblip.table.scores import scores_without_effect
 
 if TYPE_CHECKING:
     from openblip.training.recipe import Recipe
 
+# Whose settings are known; another task may read what it likes.
+_TASKS = ("pretrain", "filter", "albef")
 # Of the contrast alone: its keys, its teacher, its targets and its temperature.
 _CONTRAST = (
     *("queue_size", "momentum", "alpha", "alpha_ramp_epochs", "id_targets"),
@@ -22,31 +26,41 @@ _CONTRAST = (
 )
 # How hard negatives are found: by the contrast, for matching. Without it they are drawn uniformly.
 _HARD_NEGATIVES = ("negative_features", "negative_floor")
-_SET_IN_ADVANCE = {
-    "objectives": (*_CONTRAST, *_HARD_NEGATIVES, "negatives"),
-    "lora": ("trained",),
-    # So that a run that stops at the first bad loss can be resumed with rewinds.
-    "stability": ("skip_steps",),
-}
 
 
-def refuse_ignored(recipe: "Recipe", before: "Recipe | None" = None) -> None:
-    """Nothing, if no setting was given that changes nothing.
+class _Ignored(NamedTuple):
+    """Fields of a part of a recipe that change nothing."""
+
+    names: tuple[str, ...]
+    why: str
+    """As `without_effect` takes it."""
+    is_usual: bool = False
+    """Recipes of ours have other values than the default, for what a user may take away."""
+
+
+def refuse_ignored(recipe: "Recipe", given: Collection[str]) -> None:
+    """Nothing, if a person has given no setting that changes nothing.
 
     Args:
         recipe: of a run that shall begin.
-        before: the recipe that a user has changed: all that differs from it was given. Without it,
-            what is at its default was not, and what our recipes set in advance is left out.
+        given: names of fields, such as `data.view.itm`, that a person has set in it.
 
     Raises:
         RecipeError: one was; names it, and the remedy.
     """
-    others = {} if before is None else dict(_parts(before))
     for part, settings in _parts(recipe):
-        in_advance = _SET_IN_ADVANCE.get(part, ()) if before is None else ()
-        for names, why in _ignored(part, settings, recipe):
-            asked = [name for name in names if name not in in_advance]
-            refuse_without_effect(settings, asked, why, part=f"{part}.", before=others.get(part))
+        for names, why, _ in _ignored(part, settings, recipe):
+            if told := without_effect(settings, names, why, part=f"{part}.", given=given):
+                raise RecipeError(told)
+
+
+def tell_ignored(recipe: "Recipe") -> None:
+    """Warn of what is not at its default and changes nothing, but for what recipes of ours have."""
+    for part, settings in _parts(recipe):
+        for names, why, is_usual in _ignored(part, settings, recipe):
+            told = without_effect(settings, names, why, part=f"{part}.")
+            if told and not is_usual:
+                warnings.warn(told, OpenBlipWarning, stacklevel=2)
 
 
 def _parts(recipe: "Recipe") -> Iterator[tuple[str, Any]]:
@@ -60,39 +74,40 @@ def _parts(recipe: "Recipe") -> Iterator[tuple[str, Any]]:
         yield name, getattr(recipe, name)
 
 
-def _ignored(part: str, settings: Any, recipe: "Recipe") -> Iterator[tuple[tuple[str, ...], str]]:
-    """Fields of a part that change nothing, and why, as `refuse_without_effect` takes them."""
+def _ignored(part: str, settings: Any, recipe: "Recipe") -> Iterator[_Ignored]:
     if part == "data" and not settings.given:
-        yield ("given_tokens",), "without data.given: give it too"
-    if part == "data.augmentation" and not settings.randaugment:
-        yield ("num_operations", "magnitude"), f"without {part}.randaugment: turn it on"
+        yield _Ignored(("given_tokens",), "without data.given, which a captioner reads: give it")
+    if part == "data.augmentation" and recipe.train.freeze:
+        every = tuple(own.name for own in fields(settings))
+        yield _Ignored(every, "with a frozen image encoder: leave train.freeze empty", True)
+    elif part == "data.augmentation" and not settings.randaugment:
+        yield _Ignored(("num_operations", "magnitude"), f"without {part}.randaugment: turn it on")
     if part.endswith(".view"):
-        yield scores_without_effect(settings)
-    if part == "objectives":
+        yield _Ignored(*scores_without_effect(settings))
+    if part == "objectives" and recipe.task in _TASKS:
         yield from _of_losses(settings)
     if part == "lora" and not settings.rank:
-        yield ("alpha", "targets", "trained"), "without lora.rank: give it too"
+        yield _Ignored(("alpha", "targets"), "without lora.rank: give it too")
+        yield _Ignored(("trained",), "without lora.rank: give it too", True)
     if part == "train" and recipe.data.validation_split is None:
-        yield ("validation_batches",), "without data.validation_split: give it too"
+        yield _Ignored(("validation_batches",), "without data.validation_split: give it too")
     if part == "stability" and not settings.rewinds:
-        yield ("skip_steps",), "without stability.rewinds: allow one or more"
+        # A run that stops at the first bad loss can be resumed with rewinds.
+        yield _Ignored(("skip_steps",), "without stability.rewinds: allow one or more", True)
 
 
-def _of_losses(objectives: object) -> Iterator[tuple[tuple[str, ...], str]]:
+def _of_losses(objectives: object) -> Iterator[_Ignored]:
     """Settings of losses that are not added up."""
-    # A task from outside may read what it likes: its own classes are not asked.
-    kind = type(objectives)
-    if kind not in (PretrainObjectives, FilterObjectives, AlbefObjectives):
-        return
     assert isinstance(objectives, PretrainObjectives | AlbefObjectives)
-    losses: tuple[str, ...] = objectives.losses
-    for needed, names in (
-        ({"lm"}, ("label_smoothing",)),
-        ({"mlm"}, ("mask_probability",)),
-        ({"itc"}, _CONTRAST),
-        ({"itc", "itm"}, _HARD_NEGATIVES),
-        # Whose pairs are keys or negatives: either loss reads it.
-        ({"itc"} if "itm" not in losses else set(), ("negatives",)),
+    losses = set(objectives.losses)
+    for needed, names, is_usual in (
+        ({"lm"}, ("label_smoothing",), False),
+        ({"mlm"}, ("mask_probability",), False),
+        ({"itc"}, _CONTRAST, True),
+        ({"itc", "itm"}, _HARD_NEGATIVES, True),
+        # Whose pairs are keys or negatives, and over whose tokens the mean is taken.
+        (set() if losses & {"itm", "lm"} else {"itc"}, ("negatives",), True),
     ):
-        if missing := sorted(needed - set(losses)):
-            yield names, f"with the losses {', '.join(losses)}: add {' and '.join(missing)}"
+        if missing := sorted(needed - losses):
+            told = f"with the losses {', '.join(objectives.losses)}: add {' and '.join(missing)}"
+            yield _Ignored(names, told, is_usual)

@@ -28,7 +28,7 @@ from openblip.training.checkpoint import (
     step_name,
 )
 from openblip.training.guard import joined, rewind
-from openblip.training.ignored import refuse_ignored
+from openblip.training.ignored import tell_ignored
 from openblip.training.loaders import (
     frozen_states,
     judged_texts,
@@ -101,8 +101,7 @@ def train(
         quiet: show no progress.
 
     Raises:
-        RecipeError: settings contradict each other, the data or the machine; or of a run that
-            begins one was given that changes nothing.
+        RecipeError: settings contradict each other, the data or the machine.
         DataError: table or view cannot be used, or an image cannot be read.
         CheckpointError: a model or checkpoint is missing or damaged.
         TrainingError: the directory belongs to another recipe or a run that lives, or a loss is
@@ -148,9 +147,8 @@ class _Run:
                 f"{run_dir} holds a run that stands at {checkpoint.name}: choose another run "
                 "directory, or let it be resumed"
             )
-        # A run that was begun goes on as it was.
-        if checkpoint is None:
-            refuse_ignored(recipe)
+        if checkpoint is None and processes.is_first:
+            tell_ignored(recipe)
         tables = open_tables(recipe.data)
         share_verdicts(recipe.data, tables, processes)
         recipe, self.tokenizer = prepare(recipe, tables, run_dir, processes, checkpoint)
