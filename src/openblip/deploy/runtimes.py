@@ -18,9 +18,13 @@ from typing import Any, BinaryIO, Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 
 from openblip.deploy.graphs import Part, Port
 from openblip.runtime.errors import CheckpointError, RecipeError, install_extra, one_line
+from openblip.runtime.threads import BRIEF_MICROSECONDS, may_spin
 
 Format = Literal["onnx", "openvino"]
 Arrays = Mapping[str, NDArray[Any]]
@@ -40,6 +44,8 @@ _EXTRAS: dict[Format, str] = {"onnx": "export", "openvino": "openvino"}
 # Smaller tensors stay in the graph: shapes and the like, which a reader may ask for early.
 _LEAST_SHARED_BYTES = 1024
 _PAGE = 4096
+# Release of ONNX Runtime in which the time that threads spin can be set.
+_SPINS_BRIEFLY = (1, 26)
 
 
 def check_installed(to: Format, int8: bool = False) -> None:
@@ -77,7 +83,7 @@ def make_graph(part: Part) -> Any:
         CheckpointError: PyTorch cannot make a graph of the part.
     """
     example = part.example(EXAMPLE_SIZES)
-    with _quiet(), torch.no_grad():
+    with _quiet(), torch.no_grad(), _PlainAttention():
         try:
             # Made here: left to `torch.onnx`, a part that fails is traced again with fixed sizes.
             program = torch.export.export(
@@ -97,6 +103,54 @@ def make_graph(part: Part) -> Any:
             ) from error
     assert graph is not None
     return _named(part, graph.model_proto)
+
+
+class _PlainAttention(TorchFunctionMode):
+    """Attention is traced as products.
+
+    PyTorch's own translation turns the keys around between two changes of their shape, so that no
+    runtime can make that a part of the product: at each step of a text all keys of its image would
+    be copied, which takes as long as everything else (`benchmarks/results/anchors_intel.md`).
+    """
+
+    def __torch_function__(
+        self,
+        func: Any,
+        types: Any,
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        if func is F.scaled_dot_product_attention:
+            return _attended(*args, **kwargs or {})
+        return func(*args, **kwargs or {})
+
+
+def _attended(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
+    """As `F.scaled_dot_product_attention`, whose arguments these are, without dropout."""
+    if enable_gqa:
+        groups = query.shape[1] // key.shape[1]
+        key, value = (each.repeat_interleave(groups, dim=1) for each in (key, value))
+    if is_causal:
+        # As PyTorch counts: the first query stands beside the first key.
+        places = torch.arange(key.shape[-2])
+        attn_mask = places <= torch.arange(query.shape[-2])[:, None]
+    # The few numbers of the queries are scaled, not those of the keys.
+    scores = (query * (query.shape[-1] ** -0.5 if scale is None else scale)) @ key.mT
+    if attn_mask is not None and attn_mask.dtype == torch.bool:
+        # Not minus infinity: of a row that attends to nothing it would make no number.
+        scores = scores.masked_fill(~attn_mask, torch.finfo(scores.dtype).min)
+    elif attn_mask is not None:
+        scores = scores + attn_mask
+    return scores.softmax(dim=-1) @ value
 
 
 def _dynamic_axes(ports: Sequence[Port]) -> tuple[dict[int, Any], ...]:
@@ -229,8 +283,11 @@ def _open_onnx(file: Path, threads: int | None) -> Run:
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads or 0
-    # Beside other work, a thread that spins while it waits takes the time of the one it waits for.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    # As threads of PyTorch do, see `spin_briefly`. An earlier release would spin for much longer.
+    release = tuple(map(int, onnxruntime.__version__.split(".")[:2]))
+    spins = may_spin() and release >= _SPINS_BRIEFLY
+    options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spins)))
+    options.add_session_config_entry("session.intra_op.spin_duration_us", str(BRIEF_MICROSECONDS))
     # 3: errors. It warns of weights that a part of the model does not use.
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])

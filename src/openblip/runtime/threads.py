@@ -16,6 +16,8 @@ _WITHOUT_SPINNING = {"GOMP_SPINCOUNT": "0", "KMP_BLOCKTIME": "0"}
 # are as fast as with threads that spin for long (a step of decoding takes 48 ms with none, 38 with
 # 3,000 rounds, 33 with these, 31 with any more). LLVM counts whole milliseconds: not measured.
 _BRIEFLY = {"GOMP_SPINCOUNT": "5000", "KMP_BLOCKTIME": "0"}
+BRIEF_MICROSECONDS = 250
+"""As long as threads spin briefly, for libraries that count time."""
 # To hand over a part of a product takes a tenth of a millisecond where threads sleep, as long as
 # the part of a smaller product itself: measured at 64 to 768 channels and 1 to 1,024 rows.
 _WORTH_DIVIDING = 32_000_000
@@ -45,6 +47,18 @@ def wait_without_spinning() -> dict[str, str]:
     if _told() in ({}, _BRIEFLY):
         os.environ.update(_WITHOUT_SPINNING)
     return _told()
+
+
+def may_spin() -> bool:
+    """Whether threads of other libraries may spin briefly, as those of products do.
+
+    Not where somebody has said that threads sleep, as this process's or the user's environment.
+    """
+    told = _told()
+    sleeps = (
+        told.get("GOMP_SPINCOUNT") == "0" or told.get("OMP_WAIT_POLICY", "").lower() == "passive"
+    )
+    return not sleeps
 
 
 def _told() -> dict[str, str]:
