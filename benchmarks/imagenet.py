@@ -59,10 +59,10 @@ class Lite0(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """The grid of tokens, row by row."""
-        size = len(images)
-        if not torch.is_grad_enabled() and images.device.type == "cpu":
-            size = _AT_ONCE
-        return torch.cat([self._encode(part) for part in images.split(size)])
+        # A graph is of any number of images, and cannot count them.
+        if torch.compiler.is_exporting() or torch.is_grad_enabled() or images.device.type != "cpu":
+            return self._encode(images)
+        return torch.cat([self._encode(part) for part in images.split(_AT_ONCE)])
 
     def _encode(self, images: Tensor) -> Tensor:
         scaled = (images * self.scale + self.shift).contiguous(memory_format=torch.channels_last)
