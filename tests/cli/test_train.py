@@ -162,6 +162,8 @@ def test_a_flag_that_changes_nothing_is_refused_before_anything_begins(
         (["--stability.skip-steps", "4"], "skip_steps is 4, which changes nothing without stabil"),
         (["--train.validation-batches", "4"], "without data.validation_split: give it too"),
         (["--data.view.itm", "0.5"], "data.view.itm is 0.5, which changes nothing with the sou"),
+        (["--data.view.itm=0.5"], "data.view.itm is 0.5"),
+        (["--lora.alpha=3", "--data.augmentation.no-flip"], "lora.alpha is 3.0"),
     ):
         assert main([*words, *flags]) == 1
         assert told in capsys.readouterr().err

@@ -61,6 +61,16 @@ WRONG = {
         "synthetic], score: right",
         "data.view.score is right, which changes nothing without a threshold",
     ),
+    "score that decides nothing, as a setting": (
+        "train.steps: 2",
+        "train.steps: 2\n      data.view.score: right",
+        "data.view.score is right, which changes nothing without a threshold",
+    ),
+    "loss without a head": (
+        "trained_as: clip",
+        "trained_as: unimodal, settings: {objectives.losses: [itc, lm]}",
+        "objectives.losses are itc, lm, but model.heads are itc: give each loss its head",
+    ),
     "refused view": ("itm: 0.0", "itm: 7", "itm must be a probability from 0 to 1"),
     "refused world": ("web_rows: 16", "web_rows: -1", "web_rows must be >= 0"),
     "two beginnings": ("recipe: world\n", "recipe: world\n    like: both\n", "give one of"),

@@ -26,6 +26,7 @@ MASK = torch.tensor([[1, 1, 0, 0, 0], [1, 0, 1, 1, 0], [0, 0, 0, 0, 1]], dtype=t
         (4, {"attn_mask": MASK[None, None]}),
         (4, {"attn_mask": torch.linspace(-2, 2, 15).view(3, 5)}),
         (4, {"is_causal": True}),
+        (4, {"is_causal": True, "attn_mask": torch.linspace(-2, 2, 15).view(3, 5)}),
         (2, {"enable_gqa": True}),
         (2, {"enable_gqa": True, "is_causal": True, "scale": 2.0}),
     ],
@@ -40,6 +41,11 @@ def test_a_graphs_attention_is_pytorchs(key_heads: int, settings: dict[str, Any]
     expected = F.scaled_dot_product_attention(query, key, value, **settings)
     found = _attended(query, key, value, **settings)
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_a_row_that_attends_to_nothing_gives_numbers() -> None:
+    query, key, value = (torch.randn(1, 1, tokens, 8) for tokens in (3, 5, 5))
+    assert _attended(query, key, value, torch.zeros(3, 5, dtype=torch.bool)).isfinite().all()
 
 
 def test_a_step_of_a_text_copies_no_key_of_its_image(exported: Exported, tmp_path: Path) -> None:
@@ -67,6 +73,8 @@ def test_a_step_of_a_text_copies_no_key_of_its_image(exported: Exported, tmp_pat
         # A process that shares the machine, and a user who wants that none spins.
         ({"GOMP_SPINCOUNT": "0"}, "1.32.0", ("0", "250")),
         ({"OMP_WAIT_POLICY": "PASSIVE"}, "1.32.0", ("0", "250")),
+        ({"KMP_BLOCKTIME": "0"}, "1.32.0", ("0", "250")),
+        ({"GOMP_SPINCOUNT": "5000", "KMP_BLOCKTIME": "0"}, "1.32.0", ("1", "250")),
     ],
 )
 def test_threads_spin_as_those_of_pytorch_do(

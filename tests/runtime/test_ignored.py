@@ -34,9 +34,9 @@ def test_without_word_of_what_was_given_it_is_what_is_not_at_its_default() -> No
 
 
 def test_all_that_was_given_is_named() -> None:
-    both = Settings(size=5, kinds=())
+    both = Settings(size=5, kinds=("b", "c"))
     assert without_effect(both, ["size", "kinds"], "here: go there", part="part.") == (
-        "part.size is 5 and part.kinds is none, which changes nothing here: go there, or leave "
+        "part.size is 5 and part.kinds is b c, which changes nothing here: go there, or leave "
         "them out"
     )
 

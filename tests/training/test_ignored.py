@@ -77,7 +77,12 @@ ALWAYS = [
     ("data.view", {"score": "right"}, {"itm": 0.5}, "without a threshold"),
     ("data.view", {"score": "right"}, {"itm_of": ("web=0.5",)}, "without a threshold"),
     ("data.view", {"score": "right"}, {"weights": "calibrated"}, "without a threshold"),
+    ("schedule", {"decay_rate": 0.5}, {"kind": "step_decay"}, "with warmup_cosine"),
+    ("schedule", {"warmup_lr": 1e-5}, {"warmup_steps": 4}, "without schedule.warmup_steps"),
+    ("stability", {"spike_window": 50}, {"spike_deviations": 8.0}, "without stability.spike_dev"),
 ]
+# What it must be without for that.
+OWNERS_OFF = {"stability": {"spike_deviations": None}, "schedule": {"warmup_steps": 0}}
 
 
 @pytest.mark.parametrize(("part", "setting", "remedy", "missing"), ALWAYS)
@@ -85,6 +90,7 @@ def test_a_setting_without_the_one_that_it_belongs_to_is_refused(
     part: str, setting: dict[str, Any], remedy: dict[str, Any], missing: str
 ) -> None:
     recipe = replace(tiny("t.lance"), model=None, tokenizer=None, init_from="model")
+    recipe = with_part(recipe, part, **OWNERS_OFF.get(part, {}))
     (name,) = setting
     given = with_part(recipe, part, **setting)
     with pytest.raises(RecipeError, match=rf"^{part}\.{name} is .*{missing}.*: .* or leave") as one:
@@ -193,6 +199,31 @@ def test_a_default_that_a_user_gives_in_place_of_the_recipes_value_is_refused_to
     given = with_part(begun, "objectives", losses=("lm",), queue_size=queue)
     with pytest.raises(RecipeError, match=rf"queue_size is {queue}, .* or leave it out"):
         refuse_ignored(given, {"objectives.losses", "objectives.queue_size"})
+
+
+def test_whoever_turns_something_off_does_not_wait_for_its_effect() -> None:
+    frozen = with_part(tiny("t.lance"), "train", freeze=("image_encoder",))
+    for part, name, value in (
+        ("data.augmentation", "flip", False),
+        ("data.augmentation", "magnitude", 0),
+        ("lora", "trained", ()),
+        ("objectives", "queue_size", 0),
+    ):
+        given = with_part(frozen, "objectives", losses=("lm",))
+        refuse_ignored(with_part(given, part, **{name: value}), {f"{part}.{name}"})
+    # A share of 0 is a wish: no negative shall be drawn uniformly.
+    given = with_part(frozen, "objectives", losses=("itm",), negative_floor=0.0)
+    with pytest.raises(RecipeError, match=r"negative_floor is 0\.0, .*add itc"):
+        refuse_ignored(given, {"objectives.negative_floor"})
+
+
+def test_an_epoch_cosine_does_not_rise() -> None:
+    recipe = with_part(tiny("t.lance"), "schedule", kind="epoch_cosine", warmup_steps=9)
+    with pytest.raises(
+        RecipeError, match=r"schedule\.warmup_steps is 9, .*with epoch_cosine: give"
+    ):
+        refuse_ignored(recipe, {"schedule.warmup_steps"})
+    refuse_ignored(recipe, {"schedule.kind"})
 
 
 def test_augmentation_of_images_that_a_frozen_encoder_has_read_before_is_refused() -> None:

@@ -259,6 +259,7 @@ def changed(recipe: "Recipe", words: list[str], prog: str, about: str | None = N
 def given_fields(words: list[str]) -> set[str]:
     """Names of the fields of a recipe that a command line sets, such as `data.view.itm`."""
     flags = (word.split("=")[0] for word in words if word.startswith("--"))
+    # What `--part.no-name` turns off is not asked for.
     return {flag.removeprefix("--").replace("-", "_") for flag in flags}
 
 

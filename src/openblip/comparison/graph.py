@@ -222,14 +222,15 @@ class StageGraph:
                 )
             recipe = _TRAINED_AS[spec.trained_as](recipe)
         recipe = _with_settings(recipe, spec.settings, f"{field}.settings")
-        try:
-            refuse_ignored(
-                recipe, {*_names("data.view", spec.view or {}), *_names("", spec.settings)}
-            )
-        except RecipeError as error:
-            is_of_view = spec.view is not None and str(error).startswith("data.view.")
-            place = f"{field}.{'view' if is_of_view else 'settings'}"
-            raise FieldError(place, str(error)) from error
+        given = {
+            "view": _names("data.view", spec.view or {}),
+            "settings": _names("", spec.settings),
+        }
+        for place, names in given.items():
+            try:
+                refuse_ignored(recipe, set(names))
+            except RecipeError as error:
+                raise FieldError(f"{field}.{place}", str(error)) from error
         return recipe
 
     def _named_recipe(self, name: str, init: str | None, field: str) -> Recipe:

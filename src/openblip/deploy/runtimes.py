@@ -137,19 +137,22 @@ def _attended(
 ) -> Tensor:
     """As `F.scaled_dot_product_attention`, whose arguments these are, without dropout."""
     if enable_gqa:
-        groups = query.shape[1] // key.shape[1]
-        key, value = (each.repeat_interleave(groups, dim=1) for each in (key, value))
-    if is_causal:
-        # As PyTorch counts: the first query stands beside the first key.
-        places = torch.arange(key.shape[-2])
-        attn_mask = places <= torch.arange(query.shape[-2])[:, None]
+        heads = query.shape[-3]
+        key, value = (
+            each.repeat_interleave(heads // each.shape[-3], dim=-3) for each in (key, value)
+        )
     # The few numbers of the queries are scaled, not those of the keys.
     scores = (query * (query.shape[-1] ** -0.5 if scale is None else scale)) @ key.mT
-    if attn_mask is not None and attn_mask.dtype == torch.bool:
-        # Not minus infinity: of a row that attends to nothing it would make no number.
-        scores = scores.masked_fill(~attn_mask, torch.finfo(scores.dtype).min)
-    elif attn_mask is not None:
+    # Not minus infinity: of a row that attends to nothing it would make no number.
+    least = torch.finfo(scores.dtype).min
+    if attn_mask is not None and attn_mask.dtype != torch.bool:
         scores = scores + attn_mask
+    elif attn_mask is not None:
+        scores = scores.masked_fill(~attn_mask, least)
+    if is_causal:
+        # As PyTorch counts: the first query stands beside the first key.
+        keys, queries = torch.arange(key.shape[-2]), torch.arange(query.shape[-2])
+        scores = scores.masked_fill(keys > queries[:, None], least)
     return scores.softmax(dim=-1) @ value
 
 

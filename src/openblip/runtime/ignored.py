@@ -43,8 +43,7 @@ def without_effect(
         f"{part}{name}": getattr(settings, name)
         for name in names
         if (name in changed if given is None else f"{part}{name}" in given)
-        # Whoever takes a part away may take along what belongs to it.
-        and (name in changed or getattr(settings, name))
+        and not _is_off(getattr(settings, name))
     }
     if not found:
         return ""
@@ -63,9 +62,14 @@ def refuse_without_effect(settings: Any, names: Collection[str], why: str) -> No
         raise RecipeError(told)
 
 
+def _is_off(value: Any) -> bool:
+    """Whether a setting asks for nothing, as a switch or a count; a share of 0 asks for that."""
+    return not value and not isinstance(value, float)
+
+
 def _shown(value: Any) -> str:
     """A value as a person writes it behind a flag.
 
     Of several there are no brackets, which a flag does not take.
     """
-    return " ".join(map(str, value)) or "none" if isinstance(value, tuple) else str(value)
+    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)

@@ -55,10 +55,8 @@ def may_spin() -> bool:
     Not where somebody has said that threads sleep, as this process's or the user's environment.
     """
     told = _told()
-    sleeps = (
-        told.get("GOMP_SPINCOUNT") == "0" or told.get("OMP_WAIT_POLICY", "").lower() == "passive"
-    )
-    return not sleeps
+    rounds = told.get("GOMP_SPINCOUNT", told.get("KMP_BLOCKTIME"))
+    return rounds != "0" and told.get("OMP_WAIT_POLICY", "").lower() != "passive"
 
 
 def _told() -> dict[str, str]:

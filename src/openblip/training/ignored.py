@@ -70,13 +70,23 @@ def _parts(recipe: "Recipe") -> Iterator[tuple[str, Any]]:
     yield "data.augmentation", data.augmentation
     yield "data.view", data.view
     yield from ((f"data.mix.{at}.view", table.view) for at, table in enumerate(data.mix))
-    for name in ("objectives", "lora", "train", "stability"):
+    for name in ("objectives", "lora", "schedule", "train", "stability"):
         yield name, getattr(recipe, name)
 
 
 def _ignored(part: str, settings: Any, recipe: "Recipe") -> Iterator[_Ignored]:
+    if part.startswith("data"):
+        yield from _of_data(part, settings, recipe)
+    elif part != "objectives":
+        yield from _of_training(part, settings, recipe)
+    elif recipe.task in _TASKS:
+        yield from _of_losses(settings)
+
+
+def _of_data(part: str, settings: Any, recipe: "Recipe") -> Iterator[_Ignored]:
     if part == "data" and not settings.given:
-        yield _Ignored(("given_tokens",), "without data.given, which a captioner reads: give it")
+        reader = "give it too" if recipe.task == "captioner" else "fine-tune a captioner with it"
+        yield _Ignored(("given_tokens",), f"without data.given: {reader}")
     if part == "data.augmentation" and recipe.train.freeze:
         every = tuple(own.name for own in fields(settings))
         yield _Ignored(every, "with a frozen image encoder: leave train.freeze empty", True)
@@ -84,16 +94,33 @@ def _ignored(part: str, settings: Any, recipe: "Recipe") -> Iterator[_Ignored]:
         yield _Ignored(("num_operations", "magnitude"), f"without {part}.randaugment: turn it on")
     if part.endswith(".view"):
         yield _Ignored(*scores_without_effect(settings))
-    if part == "objectives" and recipe.task in _TASKS:
-        yield from _of_losses(settings)
+
+
+def _of_training(part: str, settings: Any, recipe: "Recipe") -> Iterator[_Ignored]:
     if part == "lora" and not settings.rank:
-        yield _Ignored(("alpha", "targets"), "without lora.rank: give it too")
-        yield _Ignored(("trained",), "without lora.rank: give it too", True)
+        missing = "without lora.rank, for a model to start from: give it too"
+        yield _Ignored(("alpha", "targets"), missing)
+        yield _Ignored(("trained",), missing, True)
+    if part == "schedule":
+        yield from _of_other_schedules(settings)
     if part == "train" and recipe.data.validation_split is None:
         yield _Ignored(("validation_batches",), "without data.validation_split: give it too")
     if part == "stability" and not settings.rewinds:
         # A run that stops at the first bad loss can be resumed with rewinds.
         yield _Ignored(("skip_steps",), "without stability.rewinds: allow one or more", True)
+    if part == "stability" and settings.spike_deviations is None:
+        yield _Ignored(("spike_window",), "without stability.spike_deviations: give them too")
+
+
+def _of_other_schedules(schedule: Any) -> Iterator[_Ignored]:
+    """Settings of kinds of schedule that this one is not."""
+    if schedule.kind != "step_decay":
+        yield _Ignored(("decay_rate",), f"with {schedule.kind}: give schedule.kind step_decay")
+    if schedule.kind == "epoch_cosine":
+        other = "give schedule.kind warmup_cosine or step_decay"
+        yield _Ignored(("warmup_steps", "warmup_lr"), f"with epoch_cosine: {other}")
+    elif not schedule.warmup_steps:
+        yield _Ignored(("warmup_lr",), "without schedule.warmup_steps: give them too")
 
 
 def _of_losses(objectives: object) -> Iterator[_Ignored]:

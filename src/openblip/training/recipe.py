@@ -379,6 +379,12 @@ class Recipe:
             raise RecipeError(
                 f"the task {self.task!r} starts from a pre-trained model: give init_from, no model"
             )
+        heads, losses = getattr(self.model, "heads", ()), getattr(self.objectives, "losses", ())
+        if self.task == "pretrain" and self.model is not None and not set(losses) <= set(heads):
+            raise RecipeError(
+                f"objectives.losses are {', '.join(losses)}, but model.heads are "
+                f"{', '.join(heads)}: give each loss its head"
+            )
         if self.lora.rank and self.init_from is None:
             raise RecipeError("lora.rank is for a model to start from: give init_from, no model")
         if needs.examples != "pairs" and len(self.data.mixture) > 1:
