@@ -179,7 +179,7 @@ class TestBatches:
     def test_too_few_questions_are_refused(
         self, index: QuestionIndex, tokenizer: TextTokenizer
     ) -> None:
-        with pytest.raises(DataError, match="lower the batch size"):
+        with pytest.raises(DataError, match=r"lower train\.batch_size"):
             loader(index, tokenizer, batch_size=64)
 
 

@@ -198,3 +198,42 @@ def test_a_run_that_was_begun_with_such_a_flag_goes_on(
         train(recipe, words[3], quiet=True)
     assert main(words) == 0
     assert "train.validation_batches is 4" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("found", ["photo.jpg", "_versions/1.manifest", "model.safetensors"])
+def test_a_folder_that_holds_something_else_is_no_place_for_a_run(
+    words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], found: str
+) -> None:
+    file = tmp_path / "run" / found
+    file.parent.mkdir(parents=True)
+    file.write_text("")
+    assert main(words) == 1
+    assert f"RUN_DIR {words[3]}: holds {found.split('/')[0]}" in capsys.readouterr().err
+    assert [path for path in (tmp_path / "run").rglob("*") if path.is_file()] == [file]
+
+
+def test_a_run_may_begin_where_notes_lie(words: list[str], tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    for name in (".gitkeep", "slurm-12.out", "why.md"):
+        (tmp_path / "run" / name).write_text("")
+    assert main(words) == 0
+
+
+def test_a_table_behind_a_recipes_file_takes_the_place_of_the_recipes(
+    words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table, first, *_ = words[2:]
+    own = ["pretrain", "tiny", table, first, "--train.steps=1", "--train.batch-size=4"]
+    smaller = ["--model.vision.depth=1", "--model.text.depth=1", "--train.device=cpu"]
+    assert main([*own, *smaller, "--objectives.queue-size=4", "--tokenizer=train:200"]) == 0
+    other, recipe = str(tmp_path / "other.lance"), f"{first}/recipe.yaml"
+    world = WorldConfig(seed=4, web_rows=0, human_rows=4, val_rows=2, test_rows=2)
+    PairTable.create(other, build_world(world))
+
+    assert main(["pretrain", recipe, other, str(tmp_path / "new")]) == 0
+    assert read_recipe(tmp_path / "new" / "recipe.yaml").data.table == other
+    assert main(["pretrain", recipe, str(tmp_path / "again")]) == 0
+    assert read_recipe(tmp_path / "again" / "recipe.yaml").data.table == table
+    # A table alone is no place for a run.
+    assert main(["pretrain", recipe, other]) == 1
+    assert f"RUN_DIR {other}: holds _" in capsys.readouterr().err

@@ -31,3 +31,20 @@ def test_reports_of_parts_add_up_to_that_of_the_whole() -> None:
     assert added == whole
     assert added.to_json() == whole.to_json()
     assert [example.where for example in added.examples["bad record"]][-1] == "line 1.3"
+
+
+def test_a_thing_of_several_files_is_one_example_and_no_more() -> None:
+    report = ImportReport("photos", "pairs.lance", "folder")
+    report.skip(Reason.UNREADABLE_IMAGE, "broken.jpg", "no image", num_records=2)
+    report.skip(Reason.UNREADABLE_IMAGE, "torn.jpg", "no image")
+    lines = report.to_text().splitlines()
+    assert lines[-3:] == [
+        "  unreadable image: 3",
+        "    broken.jpg (with 1 beside it): no image",
+        "    torn.jpg: no image",
+    ]
+    for number in range(9):
+        report.skip(Reason.UNREADABLE_IMAGE, f"{number}.jpg", "no image", num_records=2)
+    assert "unreadable image: 21" in report.to_text()
+    shown = sum(each.num_records for each in report.examples["unreadable image"])
+    assert report.to_text().endswith(f"and {21 - shown} more")

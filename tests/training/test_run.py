@@ -277,7 +277,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(make_recipe: MakeRecipe, tmp_pa
         (
             lambda r: replace(r, train=replace(r.train, batch_size=24)),
             DataError,
-            "20 rows.*lower the batch size",
+            "20 rows.*lower train.batch_size",
         ),
         (
             lambda r: replace(r, train=replace(r.train, batch_size=24, accumulate=2)),

@@ -115,7 +115,7 @@ def smaller_batch(there: float, processes: int, accumulate: int = 1) -> str:
     # Each process takes equally many in each accumulated part.
     size = int(there) // (processes * accumulate) * processes * accumulate
     if size:
-        return f"lower the batch size to at most {size} (--train.batch-size {size})"
+        return f"lower train.batch_size to at most {size} (--train.batch-size {size})"
     fewer = f"use fewer than {processes} processes"
     return fewer if accumulate == 1 else f"{fewer}, or a lower --train.accumulate"
 

@@ -1,6 +1,7 @@
 """`openblip pretrain` and `openblip finetune`."""
 
 import sys
+from dataclasses import replace
 from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,8 +16,9 @@ if TYPE_CHECKING:
 
 _HELP = {"-h", "--help"}
 
-_PRETRAIN_HELP = """Train a MED from scratch: RECIPE is tiny, small, base, large, or a recipe.yaml;
-clip and albef train those models, and module:recipe what a function of your own says (docs/api.md).
+_PRETRAIN_HELP = """Train a MED from scratch: RECIPE is tiny, small, base, large, or a recipe.yaml
+(which names its table: another one may follow it); clip and albef train those models, and
+module:recipe what a function of your own says (docs/api.md).
 
 The same command goes on with a run that was stopped. Several processes: torchrun
 --nproc-per-node=8 -m openblip pretrain ... Example:
@@ -46,8 +48,14 @@ def pretrain(words: list[str], prog: str) -> int:
     if name and name[0].endswith((".yaml", ".yml")):
         from openblip.training.recipe_file import read_recipe
 
-        (run_dir,), rest = _positionals(rest, 1, f"{prog} FILE.yaml RUN_DIR", _PRETRAIN_HELP)
-        return _pretrain(read_recipe(Path(name[0])), run_dir, rest, prog)
+        usage = f"{prog} FILE.yaml [TABLE] RUN_DIR [overrides]"
+        recipe = read_recipe(Path(name[0]))
+        # The recipe names a table; one that stands here takes its place.
+        is_given = len(rest) > 1 and not rest[1].startswith("-")
+        given, rest = _positionals(rest, 1 + is_given, usage, _PRETRAIN_HELP, name)
+        if is_given:
+            recipe = replace(recipe, data=replace(recipe.data, table=given[0]))
+        return _pretrain(recipe, given[-1], rest, prog)
     (table, run_dir), rest = _positionals(rest, 2, usage, _PRETRAIN_HELP, name)
     from openblip.recipes.pretrain import PRETRAIN_RECIPES
 
@@ -92,9 +100,11 @@ def _flagged(recipe: "Recipe", words: list[str], prog: str, about: str) -> "Reci
 def _train(recipe: "Recipe", run_dir: Path, words: list[str]) -> int:
     from openblip.training.checkpoint import CheckpointStore
     from openblip.training.ignored import refuse_ignored
-    from openblip.training.run import CHECKPOINT_FOLDER, train
+    from openblip.training.run import train
+    from openblip.training.run_dir import CHECKPOINT_FOLDER, check_run_dir
 
     check_outputs({"RUN_DIR": run_dir}, are_folders=True)
+    check_run_dir(run_dir)
     # A run that was begun goes on as it was.
     if CheckpointStore(run_dir / CHECKPOINT_FOLDER).latest() is None:
         refuse_ignored(recipe, given_fields(words))
@@ -115,8 +125,6 @@ def _take_mix(recipe: "Recipe", words: list[str]) -> tuple["Recipe", list[str]]:
 
     Afterwards there are flags for the view and the weight of each, `--data.mix.0.weight` first.
     """
-    from dataclasses import replace
-
     from openblip.training.recipe import MixedTable
 
     if "--data.mix" not in words:

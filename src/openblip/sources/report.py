@@ -72,6 +72,8 @@ class Example:
     """File, and member or line."""
     detail: str
     """What is wrong with it."""
+    num_records: int = 1
+    """Files, members or records that it is: an image, and those with its texts."""
 
 
 @dataclass
@@ -142,7 +144,7 @@ class ImportReport:
         """Counts something that was left out; `detail` may begin with the place, as errors do."""
         self.num_seen += num_records
         _add(self.skipped, reason.value, num_records)
-        self._exemplify(reason, where, detail)
+        self._exemplify(reason, where, detail, num_records)
 
     def note(self, reason: Reason, where: str, detail: str) -> None:
         """Counts something remarkable about a row that was imported."""
@@ -208,12 +210,12 @@ class ImportReport:
         )
         return f"{split} {self.splits[split]:,}" + (f" ({who})" if who else "")
 
-    def _exemplify(self, reason: Reason, where: str, detail: str) -> None:
+    def _exemplify(self, reason: Reason, where: str, detail: str, num_records: int = 1) -> None:
         several = self.examples.setdefault(reason.value, [])
         if len(several) < _MAX_EXAMPLES:
             # Errors of other libraries may quote the whole record.
             said = detail.removeprefix(f"{where}: ")[:500]
-            several.append(Example(_shown(where), _shown(said)))
+            several.append(Example(_shown(where), _shown(said), num_records))
 
     def to_json(self) -> str:
         """The report as a JSON object; `from_json` reads it back."""
@@ -238,9 +240,13 @@ class ImportReport:
         for reason, count in sorted(counts.items(), key=lambda item: -item[1]):
             several = self.examples.get(reason, [])
             lines.append(f"  {reason}: {count:,}")
-            lines += [f"    {example.where}: {example.detail}" for example in several]
-            if several and count > len(several):
-                lines.append(f"    and {count - len(several):,} more")
+            for example in several:
+                beside = f" (with {example.num_records - 1:,} beside it)"
+                where = example.where + beside * (example.num_records > 1)
+                lines.append(f"    {where}: {example.detail}")
+            more = count - sum(example.num_records for example in several)
+            if several and more > 0:
+                lines.append(f"    and {more:,} more")
         return lines
 
 

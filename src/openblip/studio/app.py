@@ -127,6 +127,7 @@ class Studio:
             "version": __version__,
             "rooms": [{"name": room.name, "title": room.title} for room in ROOMS],
             "table": None if self.place is None else self.place.about(),
+            "matches_with": self.models.chosen_for("filter"),
             "models": self.models.states(),
             "runs": None if self.runs is None else str(self.runs),
             # That of `openblip search`, whose module would load PyTorch.

@@ -96,6 +96,10 @@ class Models:
         """The model for something: given, suggested or published; None if there is none."""
         return self._sources.get(role) or self._published.get(role)
 
+    def chosen_for(self, role: Role) -> str | None:
+        """The model that was given or suggested for something, and not a published one."""
+        return self._sources.get(role)
+
     def suggest(self, role: Role, source: str) -> None:
         """Take a model for something that none was given for."""
         self._sources.setdefault(role, source)

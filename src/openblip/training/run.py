@@ -49,11 +49,10 @@ from openblip.training.parallelism import Processes, join_processes, recorded
 from openblip.training.rank_log import RankLog, open_rank_log
 from openblip.training.recipe import Recipe
 from openblip.training.recipe_file import flattened
-from openblip.training.run_dir import check_same_data, prepare, settle
+from openblip.training.run_dir import CHECKPOINT_FOLDER, check_same_data, prepare, settle
 from openblip.training.trackers import Trackers, open_trackers
 from openblip.training.utilisation import Meter, measure_peak, task_flops
 
-CHECKPOINT_FOLDER = "checkpoints"
 BEGINNINGS_FILE = "initial_weights.json"
 FAILED_BATCH_FILE = "failed_batch.json"
 # Ids that an error names before it points to the file with all of them.

@@ -14,10 +14,33 @@ from openblip.table.table import PairTable
 from openblip.training.build import make_tokenizer, resolve
 from openblip.training.loaders import with_fitting_queue
 from openblip.training.parallelism import Processes
+from openblip.training.rank_log import LOG_FOLDER
 from openblip.training.recipe import Recipe
 from openblip.training.recipe_file import RECIPE_FILE, difference, read_recipe, write_recipe
 
+CHECKPOINT_FOLDER = "checkpoints"
 TOKENIZER_FOLDER = "tokenizer"
+# What a scheduler or a person may have put there before the run begins.
+_NOTES = frozenset((".err", ".json", ".log", ".md", ".out", ".sh", ".txt", ".yaml", ".yml"))
+
+
+def check_run_dir(run_dir: Path) -> None:
+    """Nothing, if a run may write there: it holds a run, notes, or nothing.
+
+    Raises:
+        TrainingError: it holds something else, as photos, a table or a model, among which the
+            files of a run would be lost; names it.
+    """
+    found = sorted(run_dir.iterdir()) if run_dir.is_dir() else []
+    # Also one that another process of the same run has just begun.
+    if any(path.name in (RECIPE_FILE, LOG_FOLDER, CHECKPOINT_FOLDER) for path in found):
+        return
+    for path in found:
+        if not path.name.startswith(".") and (path.is_dir() or path.suffix not in _NOTES):
+            raise TrainingError(
+                f"RUN_DIR {run_dir}: holds {path.name}, which is no part of a run; name a folder "
+                "that is new or empty"
+            )
 
 
 def prepare(

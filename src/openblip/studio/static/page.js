@@ -228,7 +228,7 @@ export const quoted = (path) => (/^[\w./:~-]+$/.test(path) ? path : `'${path.rep
 export function noScores(table, command) {
   if (table.kind === "folder") {
     return empty("A folder has no scores", "CapFilt works on a pair table, which has room for captions and scores. This command makes one of the folder, its pictures without a text included; then open the studio with it.",
-      `openblip data import ${quoted(table.place)} pairs.lance --without-captions`);
+      `openblip data import ${quoted(table.place)} ${quoted(`${table.name}.lance`)} --without-captions`);
   }
   return empty("This table has no scores yet", "CapFilt writes a caption for each picture, and gives all texts a match probability. This command does it; it can be stopped and goes on where it was.", command);
 }

@@ -250,10 +250,11 @@ class Search {
   drawUnindexed() {
     const table = this.state.about.table;
     const kind = table.kind === "folder" ? "folder" : "table";
+    const model = this.state.about.matches_with;
     fill(this.head, el("div", { class: "empty" },
       el("h2", { text: `This ${kind} has no index yet` }),
       el("p", { text: `To search, every picture is looked at once (${plural(table.rows, "picture")}). Run this in a terminal; this page goes on by itself when it is done:` }),
-      copyable(`openblip index build ${quoted(table.place)}`),
+      copyable(`openblip index build ${quoted(table.place)}${model ? ` --model ${quoted(model)}` : ""}`),
       this.state.about.rooms.some((room) => room.name === "jobs") && el("p", {}, "or ", el("a", { href: "#jobs", text: "start it here" }), ".")));
   }
 
