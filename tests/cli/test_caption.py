@@ -292,6 +292,25 @@ def test_an_image_that_was_exchanged_since_its_caption_is_told(
     assert json.loads(capsys.readouterr().out)["num_changed"] == 1
 
 
+def test_captions_of_another_folder_in_the_same_file_are_told(
+    photo: str, checkpoint: Callable[[str], str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    for folder, names in (("mine", "abc"), ("yours", "de")):
+        Path(folder).mkdir()
+        for name in names:
+            shutil.copyfile(photo, f"{folder}/{name}.jpg")
+    for form in ("jsonl", "csv", "json"):
+        words = ["--model", checkpoint("captioner"), "-o", f"o.{form}"]
+        words += ["--min-length", "5", "--max-length", "8"]
+        line = "captions of other images that stand in the same file"
+        assert main(["caption", "mine", *words]) == 0
+        assert line not in capsys.readouterr().err
+        assert main(["caption", "yours", *words]) == 0
+        assert f"{line}: 3" in capsys.readouterr().err
+        assert main(["caption", "mine", *words, "--json"]) == 0
+        assert json.loads(capsys.readouterr().out)["num_others"] == 2
+
+
 @pytest.mark.parametrize("words", [[], ["-o", "/dev/stdout"], ["--format", "txt"]])
 def test_the_report_does_not_mix_with_the_captions(
     photo: str, words: list[str], capsys: pytest.CaptureFixture[str]

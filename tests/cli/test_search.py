@@ -125,7 +125,7 @@ def test_what_has_changed_since_the_index_is_said(
 def test_nothing_found_is_said_and_the_nearest_are_shown(
     indexed: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["search", indexed, "a red square", "--threshold", "1", "--k", "2"]) == 0
+    assert main(["search", indexed, "a red square", "--threshold", "1", "-k", "2"]) == 0
     assert capsys.readouterr().out.startswith(
         "nothing found above 1 among the 6 that were matched; nearest:\n"
     )

@@ -177,6 +177,11 @@ def _tell_captioned(result: "CaptionJobResult", left_out: str) -> None:
         f"{result.rate:,.1f} images/s",
         file=sys.stderr,
     )
+    if result.others:
+        print(
+            f"captions of other images that stand in the same file: {result.others:,}",
+            file=sys.stderr,
+        )
     if result.changed is not None:
         print(
             f"{result.changed.count:,} of the skipped images are newer than the captions that "
@@ -202,6 +207,7 @@ def _caption_report(result: "CaptionJobResult", sources: "ImageSources") -> dict
         "num_captioned": result.captioned,
         "num_empty": result.empty,
         "num_known": result.skipped,
+        "num_others": result.others,
         "num_changed": result.changed.count if result.changed is not None else 0,
         "num_failed": result.failed,
         "skipped": skipped,

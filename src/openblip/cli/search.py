@@ -161,7 +161,7 @@ def search(
     like: tuple[str, ...] = (),
     weights: tuple[Positive, ...] = (),
     where: str | None = None,
-    k: Count = 20,
+    k: Annotated[Count, tyro.conf.arg(aliases=["-k"])] = 20,
     rerank: CountOrNone | Literal["auto"] = "auto",
     threshold: Share = 0.5,
     model: str | None = None,

@@ -38,6 +38,8 @@ class CaptionOutput(Protocol):
 
     since: float | None
     """When the last of the captions that are there was written; None where that is not known."""
+    num_before: int
+    """Images whose captions are there from earlier runs; 0 where that is not known."""
 
     def mark(self, name: str, file: Path | None) -> str:
         """What tells an image's captions from others; two images must not have the same."""
@@ -79,6 +81,7 @@ class StreamOutput:
     """Captions on standard output, or on a device or pipe: nothing is resumed."""
 
     since: float | None = None
+    num_before = 0
 
     def __init__(self, stream: BinaryIO, name: str, lines: CaptionFormat) -> None:
         """Writes nothing yet; `name` is what errors call the stream."""
@@ -171,6 +174,7 @@ class FileOutput:
             # Settings before lines: no line may be there of which nobody knows how it was made.
             self._check_settings(dict(settings))
             self._read_done()
+            self.num_before = len(self._done)
             there = self._journal if self._journal.is_file() else file
             self.since = there.stat().st_mtime if there.is_file() else None
             # There from now on, whatever comes: `close` brings it to the disk.
@@ -311,6 +315,7 @@ class SidecarOutput:
     """
 
     since: float | None = None
+    num_before = 0
 
     def __init__(self, overwrite: bool) -> None:
         """`overwrite` replaces text files that are there, whoever wrote them."""

@@ -143,6 +143,8 @@ class CaptionJobResult:
     """Time since the first image was read, without loading the model."""
     interrupted: bool
     """A signal stopped the job; what is finished was written."""
+    others: int = 0
+    """Images that were not given and whose captions stand in the same file; 0 after a stop."""
     changed: LeftOut | None = None
     """Skipped images whose files are newer than the captions that stand; None if there is none."""
     failures: tuple[Example, ...] = ()
@@ -216,7 +218,7 @@ class _Job:
     ) -> None:
         self._output, self._settings = output, settings
         self._progress, self._report = progress, report
-        self._captioned = self._failed = self._skipped = self._empty = 0
+        self._captioned = self._failed = self._skipped = self._empty = self._known = 0
         self._names, self._marks = IdSet(), IdSet()
         self._changed: LeftOut | None = None
         self._failures: list[Example] = []
@@ -248,6 +250,7 @@ class _Job:
             self._empty,
             seconds,
             is_interrupted,
+            0 if is_interrupted else self._output.num_before - self._known,
             self._changed,
             tuple(self._failures),
             self._texts.dominant,
@@ -292,6 +295,7 @@ class _Job:
             return False
         if not self._output.has(mark):
             return True
+        self._known += bool(self._output.num_before)
         self._look_for_change(name, file)
         return self._skip()
 
