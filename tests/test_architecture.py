@@ -163,7 +163,6 @@ ONE_CALLER = {
         "plan/footprint.py",
         "plan/simulation.py",
         "studio/traces.py",
-        "training/run_dir.py",
         "world/build.py",
     ),
 }
