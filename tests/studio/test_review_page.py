@@ -143,7 +143,7 @@ def test_a_folder_is_told_how_it_gets_scores(
     with serving(make_studio(str(tmp_path / "photos"), models={})) as running:
         page.goto(f"{running.url}#{room}")
         page.get_by_role("heading", name="A folder has no scores").wait_for()
-        assert page.get_by_text(f"openblip data import {tmp_path}/photos pairs.lance").is_visible()
+        assert page.get_by_text(f"openblip data import {tmp_path}/photos photos.lance").is_visible()
 
 
 def test_undo_without_limit_brings_every_text_back(

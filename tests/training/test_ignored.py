@@ -78,11 +78,10 @@ ALWAYS = [
     ("data.view", {"score": "right"}, {"itm_of": ("web=0.5",)}, "without a threshold"),
     ("data.view", {"score": "right"}, {"weights": "calibrated"}, "without a threshold"),
     ("schedule", {"decay_rate": 0.5}, {"kind": "step_decay"}, "with warmup_cosine"),
-    ("schedule", {"warmup_lr": 1e-5}, {"warmup_steps": 4}, "without schedule.warmup_steps"),
     ("stability", {"spike_window": 50}, {"spike_deviations": 8.0}, "without stability.spike_dev"),
 ]
 # What it must be without for that.
-OWNERS_OFF = {"stability": {"spike_deviations": None}, "schedule": {"warmup_steps": 0}}
+OWNERS_OFF = {"stability": {"spike_deviations": None}}
 
 
 @pytest.mark.parametrize(("part", "setting", "remedy", "missing"), ALWAYS)
@@ -215,6 +214,14 @@ def test_whoever_turns_something_off_does_not_wait_for_its_effect() -> None:
     given = with_part(frozen, "objectives", losses=("itm",), negative_floor=0.0)
     with pytest.raises(RecipeError, match=r"negative_floor is 0\.0, .*add itc"):
         refuse_ignored(given, {"objectives.negative_floor"})
+
+
+def test_a_rise_without_steps_is_refused_where_a_user_gives_it() -> None:
+    recipe = with_part(tiny("t.lance"), "schedule", warmup_steps=0, warmup_lr=1e-5)
+    assert told(recipe) == []
+    with pytest.raises(RecipeError, match=r"schedule\.warmup_lr is 1e-05, .*warmup_steps: give"):
+        refuse_ignored(recipe, {"schedule.warmup_lr"})
+    refuse_ignored(with_part(recipe, "schedule", warmup_steps=4), {"schedule.warmup_lr"})
 
 
 def test_an_epoch_cosine_does_not_rise() -> None:

@@ -120,7 +120,7 @@ def _of_other_schedules(schedule: Any) -> Iterator[_Ignored]:
         other = "give schedule.kind warmup_cosine or step_decay"
         yield _Ignored(("warmup_steps", "warmup_lr"), f"with epoch_cosine: {other}")
     elif not schedule.warmup_steps:
-        yield _Ignored(("warmup_lr",), "without schedule.warmup_steps: give them too")
+        yield _Ignored(("warmup_lr",), "without schedule.warmup_steps: give them too", True)
 
 
 def _of_losses(objectives: object) -> Iterator[_Ignored]:

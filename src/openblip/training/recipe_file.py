@@ -78,9 +78,13 @@ def read_settings(path: Path) -> dict[str, Any]:
     if not is_own(values.get("task")):
         return flattened(_recipe_of(values, path))
     # Of a known task all other fields are filled up and checked.
-    known = {"task": "pretrain", "objectives": None}
-    if isinstance(model := values.get("model"), dict) and "fusion_layer" in model:
+    known: dict[str, Any] = {"task": "pretrain", "objectives": None}
+    model = values.get("model")
+    if isinstance(model, dict) and "fusion_layer" in model:
         known["task"] = "albef"
+    elif isinstance(model, dict) and model.get("heads"):
+        # Whatever its losses are: a known one needs its head.
+        known["objectives"] = {"losses": model["heads"]}
     checked = recipe_to_dict(_recipe_of({**values, **known}, path))
     own = {name: values.get(name) or {} for name in ("task", "objectives")}
     return dict(_flattened({**checked, **own}, ""))
