@@ -295,6 +295,7 @@ class _Job:
             return False
         if not self._output.has(mark):
             return True
+        # Texts beside images are not counted before, and so not here.
         self._known += bool(self._output.num_before)
         self._look_for_change(name, file)
         return self._skip()
