@@ -1,10 +1,12 @@
 """`openblip plan` tells what a run needs."""
 
 import json
+from collections.abc import Iterator
 
 import pytest
 
 from openblip.cli import main
+from openblip.plan.sizing import Sizing
 
 SMALL = ["--model.vision.depth", "1", "--model.text.depth", "1"]
 
@@ -16,6 +18,26 @@ def test_a_table_for_people(capsys: pytest.CaptureFixture[str]) -> None:
     for part in ("weights", "optimiser moments", "teacher", "image encoder", "allowance", "fits"):
         assert part in out
     assert "40% of 30.3 TFLOP/s (assumed; --utilisation changes it)" in out
+
+
+def test_what_a_recipe_takes_is_told_before_settings_are_looked_for(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To look for settings that fit takes minutes."""
+    from openblip.plan.sizing import Planner
+
+    told: list[str] = []
+
+    def remedies(planner: Planner) -> Iterator[Sizing]:
+        told.append(capsys.readouterr().out)
+        yield from ()
+
+    monkeypatch.setattr(Planner, "remedies", remedies)
+    large = ["--model.text.max-positions", "512", "--train.batch-size", "65536"]
+    assert main(["plan", "tiny", "--gpu", "l4", *SMALL, *large]) == 0
+    assert len(told) == 1
+    assert "does not fit: " in told[0]
+    assert "does not fit: " not in capsys.readouterr().out
 
 
 def test_an_albef_counts_its_epochs(capsys: pytest.CaptureFixture[str]) -> None:

@@ -68,6 +68,9 @@ def _plan(
         planner = Planner(made, cluster, mean_tokens)
         _tell("going through a step as given ...")
         sizings = [planner.as_given]
+        if not json:
+            # Settings that fit are looked for in minutes; what the recipe takes is known now.
+            _print_given(planner)
         if planner.as_given.fits is False:
             _tell(f"{_gb(planner.as_given.memory)} GB do not fit; looking for settings that do ...")
             for sizing in planner.remedies():
@@ -78,7 +81,7 @@ def _plan(
         if json:
             print_json([_as_json(*pair) for pair in zip(sizings, costs, strict=True)])
         else:
-            _print(planner, sizings, costs)
+            _print_settings(planner, sizings, costs)
         return 0
 
     return carry_out
@@ -103,8 +106,8 @@ def _divided(words: list[str]) -> tuple[list[str], list[str]]:
     return own, changes
 
 
-def _print(planner: "Planner", sizings: "list[Sizing]", costs: "list[RunCost | None]") -> None:
-    cluster, given = planner.cluster, sizings[0]
+def _print_given(planner: "Planner") -> None:
+    cluster, given = planner.cluster, planner.as_given
     train, device = planner.recipe.train, planner.cluster.device
     print(
         f"{cluster.devices} x {device.name}, {train.precision}: {train.batch_size} pairs a step, "
@@ -116,10 +119,16 @@ def _print(planner: "Planner", sizings: "list[Sizing]", costs: "list[RunCost | N
     if given.missing:
         print(f"without activations and time: the step cannot be counted ({given.missing})")
     verdict = {True: "fits", False: "does not fit", None: "may fit"}[given.fits]
-    print(f"{verdict}: {_gb(given.memory)} of {_gb(given.capacity)} GB\n")
+    print(f"{verdict}: {_gb(given.memory)} of {_gb(given.capacity)} GB\n", flush=True)
+
+
+def _print_settings(
+    planner: "Planner", sizings: "list[Sizing]", costs: "list[RunCost | None]"
+) -> None:
+    cluster, given = planner.cluster, sizings[0]
     header = ["settings", "GB", "fits", "s/step", "pairs/s", "hours", "GPU-hours", "price"]
     print_table(header, [_row(*pair) for pair in zip(sizings, costs, strict=True)])
-    peak = device.peak(train.precision) / 1e12
+    peak = cluster.device.peak(planner.recipe.train.precision) / 1e12
     print(
         f"\nat {cluster.assumed_utilisation:.0%} of {peak:.3g} TFLOP/s"
         + (" (assumed; --utilisation changes it)" if cluster.utilisation is None else "")

@@ -177,6 +177,6 @@ function bar(done, total, name) {
   return el("div", { class: total ? "gauge" : "gauge unsure", role: "progressbar", "aria-label": name, "aria-valuemin": total ? "0" : null, "aria-valuemax": total ? "100" : null, "aria-valuenow": total ? String(Math.round(100 * share)) : null, vars: { "--share": String(share) } });
 }
 
-const amount = (done, total, unit) => `${count(done)}${total !== null && total !== undefined ? ` of ${count(total)}` : ""} ${unit}`;
+const amount = (done, total, unit) => `${count(done)}${total !== null && total !== undefined ? ` of ${count(total)}` : ""} ${(total ?? done) === 1 ? unit.replace(/s$/, "") : unit}`;
 const pace = (rate, unit) => (rate > 0 ? ` · ${rate >= 10 ? Math.round(rate) : rate.toFixed(1)} ${unit}/s` : "");
 const left = (seconds) => (seconds !== null && seconds !== undefined ? ` · ${time(seconds)} left` : "");

@@ -255,7 +255,7 @@ class Search {
       el("h2", { text: `This ${kind} has no index yet` }),
       el("p", { text: `To search, every picture is looked at once (${plural(table.rows, "picture")}). Run this in a terminal; this page goes on by itself when it is done:` }),
       copyable(`openblip index build ${quoted(table.place)}${model ? ` --model ${quoted(model)}` : ""}`),
-      this.state.about.rooms.some((room) => room.name === "jobs") && el("p", {}, "or ", el("a", { href: "#jobs", text: "start it here" }), ".")));
+      this.state.about.rooms.some((room) => room.name === "jobs") && el("p", {}, "or start it under ", el("a", { href: "#jobs", text: "Jobs" }), ".")));
   }
 
   // Until somebody has made the index, in a terminal or on this page.
@@ -277,7 +277,7 @@ class Search {
         this.close = view(rows, place, (one, close) => this.actions(one, close));
       }));
       if (this.found === null) {
-        fill(this.begin, el("h2", { class: "soft", text: `From all over ${count(this.state.about.table.rows)} pictures` }), el("ul", { class: "mosaic" }, items));
+        fill(this.begin, el("h2", { class: "soft", text: `From all over ${plural(this.state.about.table.rows, "picture")}` }), el("ul", { class: "mosaic" }, items));
       }
     } catch (error) {
       tellError(error);
